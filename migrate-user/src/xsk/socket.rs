@@ -1,0 +1,301 @@
+//! Creating, binding and asking an AF_XDP socket.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    ptr::NonNull,
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use rustix::{
+    io::Errno,
+    mm::{MapFlags, ProtFlags},
+    net::{
+        AddressFamily, SocketFlags, SocketType, sockopt,
+        xdp::{
+            SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+            XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpOptionsFlags,
+            XdpRingOffset, XdpUmemReg, XdpUmemRegFlags,
+        },
+    },
+};
+
+use super::{
+    XskError,
+    ring::{Consumer, Producer, RingMemory, RingParts},
+    rx::RxQueue,
+    tx::TxQueue,
+    umem::{CHUNK_SIZE, Umem},
+};
+
+/// How a socket may be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindMode {
+    /// The driver reads and writes the UMEM itself, frames may span several buffers.
+    ZeroCopyMultiBuffer,
+    /// The driver reads and writes the UMEM itself, one buffer a frame.
+    ZeroCopy,
+    /// The kernel copies, frames may span several buffers.
+    CopyMultiBuffer,
+    /// The kernel copies, one buffer a frame.
+    Copy,
+}
+
+impl BindMode {
+    /// From the fastest to the one that always works.
+    pub const LADDER: [Self; 4] = [Self::ZeroCopyMultiBuffer, Self::ZeroCopy, Self::CopyMultiBuffer, Self::Copy];
+
+    /// Whether a frame may span several buffers.
+    pub const fn multi_buffer(self) -> bool {
+        matches!(self, Self::ZeroCopyMultiBuffer | Self::CopyMultiBuffer)
+    }
+
+    const fn zero_copy(self) -> bool {
+        matches!(self, Self::ZeroCopyMultiBuffer | Self::ZeroCopy)
+    }
+
+    fn flags(self) -> SocketAddrXdpFlags {
+        let mut flags = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        // Always one of the two: without either some drivers copy silently.
+        flags |= if self.zero_copy() { SocketAddrXdpFlags::XDP_ZEROCOPY } else { SocketAddrXdpFlags::XDP_COPY };
+        if self.multi_buffer() {
+            flags |= SocketAddrXdpFlags::XDP_USE_SG;
+        }
+        flags
+    }
+}
+
+/// Where to bind and how large.
+#[derive(Clone, Debug)]
+pub struct SocketConfig {
+    /// Interface name, for messages.
+    pub interface: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// Queue of the interface.
+    pub queue: u32,
+    /// Buffers for receiving, a power of two. Each holds up to 3840 bytes of a frame.
+    pub rx_chunks: u32,
+    /// Frames that can wait to be sent.
+    pub tx_slots: u32,
+    /// Chunks of [`CHUNK_SIZE`] a frame to send may take.
+    pub tx_slot_chunks: u32,
+}
+
+/// What the kernel agreed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Whether frames may span several buffers.
+    pub multi_buffer: bool,
+    /// Whether the driver works on the UMEM itself; as read back from the kernel, not as asked for.
+    pub zero_copy: bool,
+}
+
+/// The kernel's counters of a socket, all since it was bound (`struct xdp_statistics`, `if_xdp.h`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Frames dropped for reasons other than a full ring.
+    pub rx_dropped: u64,
+    /// Frames dropped because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Frames dropped because no buffer was in the fill ring.
+    pub rx_fill_ring_empty: u64,
+    /// Descriptors on the TX ring that the kernel refused.
+    pub tx_invalid_descs: u64,
+}
+
+/// A bound socket; its halves are handed out once, at creation.
+pub struct Socket {
+    fd: Arc<OwnedFd>,
+    config: SocketConfig,
+    binding: Binding,
+}
+
+struct MappedRing {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an owned mapping without thread affinity.
+unsafe impl Send for MappedRing {}
+// SAFETY: the type gives no access to the bytes.
+unsafe impl Sync for MappedRing {}
+impl RingMemory for MappedRing {}
+
+impl Drop for MappedRing {
+    fn drop(&mut self) {
+        // SAFETY: ours; the rings that point into it hold an Arc of self. Failure leaks it, no more.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+impl Socket {
+    /// Binds by the first of `modes` that the kernel accepts.
+    ///
+    /// # Errors
+    /// [`XskError::System`] of the last mode tried.
+    pub fn open(config: &SocketConfig, modes: &[BindMode]) -> Result<(Self, TxQueue, RxQueue), XskError> {
+        let mut last = XskError::Config("no bind mode was allowed".into());
+        for &mode in modes {
+            match Self::open_as(config, mode) {
+                Ok(opened) => return Ok(opened),
+                Err(XskError::System { operation: "bind", source, interface, queue })
+                    if source != Errno::BUSY && source != Errno::PERM =>
+                {
+                    tracing::debug!(?mode, %source, interface, queue, "AF_XDP bind refused");
+                    last = XskError::System { operation: "bind", source, interface, queue };
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Err(last)
+    }
+
+    fn open_as(config: &SocketConfig, mode: BindMode) -> Result<(Self, TxQueue, RxQueue), XskError> {
+        let failed = |operation: &'static str| {
+            let interface = config.interface.clone();
+            move |source| XskError::System { operation, interface, queue: config.queue, source }
+        };
+        let sizes = RingSizes::of(config)?;
+        let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+            .map_err(failed("creation"))?;
+
+        let tx_chunks = config.tx_slots as usize * config.tx_slot_chunks as usize;
+        let umem = Umem::anonymous(config.rx_chunks as usize + tx_chunks)?;
+        let registration = XdpUmemReg {
+            addr: umem.start().addr().get() as u64,
+            len: umem.len() as u64,
+            chunk_size: CHUNK_SIZE as u32,
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
+        };
+        sockopt::set_xdp_umem_reg(&fd, registration).map_err(failed("UMEM registration"))?;
+        sockopt::set_xdp_umem_fill_ring_size(&fd, sizes.fill).map_err(failed("fill ring"))?;
+        sockopt::set_xdp_umem_completion_ring_size(&fd, sizes.completion).map_err(failed("completion ring"))?;
+        sockopt::set_xdp_rx_ring_size(&fd, sizes.rx).map_err(failed("RX ring"))?;
+        sockopt::set_xdp_tx_ring_size(&fd, sizes.tx).map_err(failed("TX ring"))?;
+
+        let offsets = sockopt::xdp_mmap_offsets(&fd).map_err(failed("ring offsets"))?;
+        let map = failed("ring mapping");
+        let rings = (|| {
+            Ok((
+                map_ring::<u64>(&fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, sizes.fill)?,
+                map_ring::<u64>(&fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, sizes.completion)?,
+                map_ring::<XdpDesc>(&fd, XDP_PGOFF_RX_RING, &offsets.rx, sizes.rx)?,
+                map_ring::<XdpDesc>(&fd, XDP_PGOFF_TX_RING, &offsets.tx, sizes.tx)?,
+            ))
+        })();
+        let (fill, completion, rx, tx) = rings.map_err(map)?;
+
+        // Before bind: some zero-copy drivers look at the fill ring only once, when the queue starts.
+        let mut fill = Producer::new(fill);
+        let filled = fill.stage((0..config.rx_chunks).map(|chunk| u64::from(chunk) * CHUNK_SIZE as u64));
+        debug_assert!(filled, "the fill ring holds every chunk");
+        fill.publish();
+
+        let address = SocketAddrXdp::new(mode.flags(), config.ifindex, config.queue);
+        rustix::net::bind(&fd, &address).map_err(failed("bind"))?;
+        let options = sockopt::xdp_options(&fd).map_err(failed("options"))?;
+        let binding = Binding {
+            multi_buffer: mode.multi_buffer(),
+            zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
+        };
+
+        let fd = Arc::new(fd);
+        let tx = TxQueue::new(
+            Producer::new(tx),
+            Consumer::new(completion),
+            umem.clone(),
+            u64::from(config.rx_chunks) * CHUNK_SIZE as u64,
+            config.tx_slots,
+            config.tx_slot_chunks,
+            Some(Arc::clone(&fd)),
+        );
+        let rx = RxQueue::new(Consumer::new(rx), fill, umem, Some(Arc::clone(&fd)));
+        Ok((Self { fd, config: config.clone(), binding }, tx, rx))
+    }
+
+    /// The descriptor, for the XDP program's socket map.
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// What the kernel agreed to.
+    pub fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    /// The queue it is bound to.
+    pub fn queue(&self) -> u32 {
+        self.config.queue
+    }
+
+    /// The kernel's counters.
+    ///
+    /// # Errors
+    /// [`XskError::System`].
+    pub fn statistics(&self) -> Result<Statistics, XskError> {
+        let raw = sockopt::xdp_statistics(&self.fd).map_err(|source| XskError::System {
+            operation: "statistics",
+            interface: self.config.interface.clone(),
+            queue: self.config.queue,
+            source,
+        })?;
+        Ok(Statistics {
+            rx_dropped: raw.rx_dropped,
+            rx_ring_full: raw.rx_ring_full.unwrap_or(0),
+            rx_fill_ring_empty: raw.rx_fill_ring_empty_descs.unwrap_or(0),
+            tx_invalid_descs: raw.tx_invalid_descs,
+        })
+    }
+}
+
+struct RingSizes {
+    fill: u32,
+    completion: u32,
+    rx: u32,
+    tx: u32,
+}
+
+impl RingSizes {
+    fn of(config: &SocketConfig) -> Result<Self, XskError> {
+        if !config.rx_chunks.is_power_of_two() || config.tx_slots == 0 || config.tx_slot_chunks == 0 {
+            return Err(XskError::Config(format!(
+                "rx_chunks ({}) must be a power of two, tx_slots ({}) and tx_slot_chunks ({}) at least 1",
+                config.rx_chunks, config.tx_slots, config.tx_slot_chunks
+            )));
+        }
+        let tx = (config.tx_slots * config.tx_slot_chunks).next_power_of_two();
+        // All chunks in flight fit every ring: neither filling nor completing can ever find one full.
+        Ok(Self { fill: config.rx_chunks, completion: tx, rx: config.rx_chunks, tx })
+    }
+}
+
+fn map_ring<T>(fd: &OwnedFd, page_offset: u64, offsets: &XdpRingOffset, size: u32) -> rustix::io::Result<RingParts<T>> {
+    let len = offsets.desc as usize + size as usize * size_of::<T>();
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let start = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::POPULATE,
+            fd,
+            page_offset,
+        )
+    }?;
+    let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::NOMEM)?;
+    let memory = MappedRing { start, len };
+    let at = |offset: u64| {
+        // SAFETY: the kernel's offsets lie within the ring that it just mapped.
+        unsafe { start.add(offset as usize) }
+    };
+    Ok(RingParts {
+        producer: at(offsets.producer).cast::<AtomicU32>(),
+        consumer: at(offsets.consumer).cast::<AtomicU32>(),
+        flags: offsets.flags.map(|offset| at(offset).cast::<AtomicU32>()),
+        slots: at(offsets.desc).cast::<T>(),
+        size,
+        memory: Arc::new(memory),
+    })
+}

@@ -1,0 +1,214 @@
+//! The sending half of a socket.
+
+use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
+
+use rustix::net::xdp::{XdpDesc, XdpDescOptions};
+
+use super::{
+    ring::{Consumer, Producer},
+    umem::{CHUNK_SIZE, Umem},
+};
+
+/// A place for one frame: contiguous chunks of the UMEM, ours until it is sent.
+#[derive(Debug)]
+pub struct TxSlot {
+    index: u32,
+}
+
+/// The sending half of a socket: TX ring, completion ring and its own part of the UMEM, cut into slots that
+/// hold one frame each.
+pub struct TxQueue {
+    tx: Producer<XdpDesc>,
+    completion: Consumer<u64>,
+    umem: Umem,
+    /// Address of slot 0 in the UMEM, bytes.
+    base: u64,
+    slot_chunks: u32,
+    free: VecDeque<u32>,
+    /// Per slot: chunks of it that the kernel still holds.
+    outstanding: Vec<u8>,
+    /// `None` when the other end of the rings is in this process (tests).
+    socket: Option<Arc<OwnedFd>>,
+}
+
+impl TxQueue {
+    /// A queue over rings and the part of `umem` that begins at `base` and has `slots` slots of `slot_chunks` chunks.
+    pub fn new(
+        tx: Producer<XdpDesc>,
+        completion: Consumer<u64>,
+        umem: Umem,
+        base: u64,
+        slots: u32,
+        slot_chunks: u32,
+        socket: Option<Arc<OwnedFd>>,
+    ) -> Self {
+        Self {
+            tx,
+            completion,
+            umem,
+            base,
+            slot_chunks,
+            free: (0..slots).collect(),
+            outstanding: vec![0; slots as usize],
+            socket,
+        }
+    }
+
+    /// Longest frame a slot holds, bytes.
+    pub fn slot_len(&self) -> usize {
+        self.slot_chunks as usize * CHUNK_SIZE
+    }
+
+    /// A free slot, or `None` while the kernel holds them all.
+    pub fn slot(&mut self) -> Option<TxSlot> {
+        if self.free.is_empty() {
+            self.reclaim();
+        }
+        self.free.pop_front().map(|index| TxSlot { index })
+    }
+
+    /// The slot's bytes.
+    pub fn bytes<'a>(&'a mut self, slot: &'a mut TxSlot) -> &'a mut [u8] {
+        let address = self.address(slot.index);
+        // SAFETY: the token `slot` is the only one for its chunks, and the kernel has given them back.
+        let bytes = unsafe { self.umem.bytes_mut(address, self.slot_len()) };
+        // The constructor's slots lie within the UMEM.
+        bytes.unwrap_or_default()
+    }
+
+    /// Puts a slot back unused.
+    pub fn discard(&mut self, slot: TxSlot) {
+        self.free.push_front(slot.index);
+    }
+
+    fn address(&self, index: u32) -> u64 {
+        self.base + u64::from(index) * self.slot_len() as u64
+    }
+
+    /// Queues the first `len` bytes of the slot as one frame: all of its descriptors or none.
+    ///
+    /// # Errors
+    /// Gives the slot back when the ring has no room; [`kick`](Self::kick) and try again.
+    pub fn send(&mut self, slot: TxSlot, len: usize) -> Result<(), TxSlot> {
+        debug_assert!(0 < len && len <= self.slot_len());
+        let chunks = len.div_ceil(CHUNK_SIZE);
+        let base = self.address(slot.index);
+        let descriptors = (0..chunks).map(|chunk| {
+            let at = chunk * CHUNK_SIZE;
+            XdpDesc {
+                addr: base + at as u64,
+                len: (len - at).min(CHUNK_SIZE) as u32,
+                options: if chunk + 1 < chunks { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() },
+            }
+        });
+        if !self.tx.stage(descriptors) {
+            return Err(slot);
+        }
+        self.outstanding[slot.index as usize] = chunks as u8;
+        self.tx.publish();
+        Ok(())
+    }
+
+    /// Lets the kernel send what is queued. Cheap when it needs no waking.
+    ///
+    /// # Errors
+    /// What the kernel says of the socket; "busy" and "try again" are not errors.
+    pub fn kick(&mut self) -> rustix::io::Result<()> {
+        use rustix::{io::Errno, net::SendFlags};
+        let Some(socket) = &self.socket else { return Ok(()) };
+        if !self.tx.needs_wakeup() {
+            return Ok(());
+        }
+        match rustix::net::send(socket, &[], SendFlags::DONTWAIT) {
+            Ok(_) => Ok(()),
+            // The kernel's budget for one call is spent, a lock is held, or the completion ring is full:
+            // net/xdp/xsk.c, __xsk_generic_xmit(). The next kick goes on.
+            Err(Errno::AGAIN | Errno::BUSY | Errno::NOBUFS) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Descriptors that the kernel has not taken from the ring yet.
+    pub fn pending(&mut self) -> u32 {
+        self.tx.pending()
+    }
+
+    /// Takes back the slots of frames that have left.
+    pub fn reclaim(&mut self) {
+        while let Some(address) = self.completion.take() {
+            let slot_len = self.slot_len() as u64;
+            let Some(index) = address.checked_sub(self.base).map(|offset| offset / slot_len) else { continue };
+            let Some(left) = self.outstanding.get_mut(index as usize) else { continue };
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.free.push_back(index as u32);
+            }
+        }
+        self.completion.release();
+    }
+
+    /// Slots that are free now.
+    pub fn free_slots(&mut self) -> usize {
+        self.reclaim();
+        self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::ring_pair;
+    use super::*;
+
+    fn descriptor() -> XdpDesc {
+        XdpDesc { addr: 0, len: 0, options: XdpDescOptions::empty() }
+    }
+
+    fn queue(ring: u32, slots: u32) -> (TxQueue, Consumer<XdpDesc>, Producer<u64>) {
+        let (tx, kernel_tx) = ring_pair(ring, descriptor());
+        let (kernel_completion, completion) = ring_pair(64, 0u64);
+        let umem = Umem::anonymous(64).unwrap();
+        (TxQueue::new(tx, completion, umem, 4096 * 4, slots, 3, None), kernel_tx, kernel_completion)
+    }
+
+    #[test]
+    fn frame_becomes_a_chain_and_comes_back() {
+        let (mut queue, mut kernel_tx, mut kernel_completion) = queue(8, 2);
+        let mut slot = queue.slot().unwrap();
+        queue.bytes(&mut slot)[..9000].fill(7);
+        queue.send(slot, 9000).unwrap();
+        let chain: Vec<XdpDesc> = std::iter::from_fn(|| kernel_tx.take()).collect();
+        assert_eq!(chain.iter().map(|d| d.len).collect::<Vec<_>>(), [4096, 4096, 808]);
+        assert_eq!(
+            chain.iter().map(|d| d.options.contains(XdpDescOptions::XDP_PKT_CONTD)).collect::<Vec<_>>(),
+            [true, true, false]
+        );
+        assert_eq!(chain[0].addr, 4096 * 4);
+        assert_eq!(queue.free_slots(), 1);
+        for (n, desc) in chain.iter().enumerate() {
+            assert_eq!(queue.free_slots(), 1, "a slot is free when its last chunk ({n}) is back");
+            assert!(kernel_completion.stage([desc.addr].into_iter()));
+            kernel_completion.publish();
+        }
+        assert_eq!(queue.free_slots(), 2);
+    }
+
+    #[test]
+    fn full_ring_gives_the_slot_back_whole() {
+        let (mut queue, mut kernel_tx, _completion) = queue(4, 4);
+        let slot = queue.slot().unwrap();
+        queue.send(slot, 9000).unwrap();
+        let slot = queue.slot().unwrap();
+        let slot = queue.send(slot, 9000).unwrap_err();
+        assert_eq!(std::iter::from_fn(|| kernel_tx.take()).count(), 3, "no half a frame on the ring");
+        kernel_tx.release();
+        queue.send(slot, 9000).unwrap();
+    }
+
+    #[test]
+    fn nonsense_completions_are_ignored() {
+        let (mut queue, _kernel_tx, mut kernel_completion) = queue(8, 2);
+        assert!(kernel_completion.stage([0, 4096, u64::MAX].into_iter()));
+        kernel_completion.publish();
+        assert_eq!(queue.free_slots(), 2);
+    }
+}
