@@ -1,2 +1,3 @@
 //! wip
+pub mod memory;
 pub mod xsk;

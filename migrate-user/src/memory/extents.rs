@@ -1,0 +1,61 @@
+//! Which parts of a RAM file exist.
+
+use std::{fs::File, os::fd::AsFd, path::Path};
+
+use migrate_common::PAGE_SIZE;
+use rustix::{fs::SeekFrom, io::Errno};
+
+use super::MemoryError;
+
+/// Pages `start..end` of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First page.
+    pub start: u64,
+    /// One past the last page.
+    pub end: u64,
+}
+
+/// The parts of `file` that hold data, ascending; what lies between is holes, which read as zero. On tmpfs
+/// this is exact to the page and includes what was swapped out. hugetlbfs calls everything data.
+///
+/// # Errors
+/// What `lseek` says.
+pub fn data_extents(file: &File, path: &Path) -> Result<Vec<Extent>, MemoryError> {
+    let failed = |errno: Errno| MemoryError::File {
+        operation: "find the data in",
+        path: path.to_owned(),
+        source: errno.into(),
+    };
+    let mut extents = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(extents),
+            Err(errno) => return Err(failed(errno)),
+        };
+        at = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start)).map_err(failed)?;
+        let page = PAGE_SIZE as u64;
+        extents.push(Extent { start: start / page, end: at.div_ceil(page) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn holes_are_left_out() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(100 * 4096).unwrap();
+        assert_eq!(data_extents(&file, Path::new("t")).unwrap(), []);
+        file.write_all_at(b"x", 10 * 4096 + 5).unwrap();
+        file.write_all_at(&[1; 8192], 20 * 4096).unwrap();
+        assert_eq!(
+            data_extents(&file, Path::new("t")).unwrap(),
+            [Extent { start: 10, end: 11 }, Extent { start: 20, end: 22 }]
+        );
+    }
+}

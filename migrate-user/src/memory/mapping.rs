@@ -1,0 +1,151 @@
+//! A RAM file mapped into this process.
+
+use std::{fs::File, path::PathBuf, ptr::NonNull};
+
+use migrate_common::PAGE_SIZE;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::MemoryError;
+
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading a running guest's pages.
+    Read,
+    /// Placing pages into a waiting guest.
+    Write,
+}
+
+/// One memory backend's file, mapped shared.
+///
+/// The bytes are never lent out as slices: the VMM's process writes to them at any time. They are copied in
+/// and out; a torn copy is harmless, since the write that tore it marks the page dirty again.
+pub struct Mapping {
+    start: NonNull<u8>,
+    pages: u64,
+    access: Access,
+    path: PathBuf,
+    file: File,
+}
+
+// SAFETY: an owned mapping without thread affinity.
+unsafe impl Send for Mapping {}
+// SAFETY: all access is by copies of bytes that other processes change at any time anyway.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps all of `file`. `path` is for messages.
+    ///
+    /// # Errors
+    /// What `fstat` and `mmap` say.
+    pub fn new(file: File, path: PathBuf, access: Access) -> Result<Self, MemoryError> {
+        let failed = |operation| {
+            let path = path.clone();
+            move |source| MemoryError::File { operation, path, source }
+        };
+        let len = file.metadata().map_err(failed("read the size of"))?.len();
+        let pages = len / PAGE_SIZE as u64;
+        let protection = match access {
+            Access::Read => ProtFlags::READ,
+            Access::Write => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing. NORESERVE: on
+        // hugetlbfs a mapping would otherwise claim the whole file's hugepages.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len as usize,
+                protection,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &file,
+                0,
+            )
+        }
+        .map_err(|errno| failed("map")(errno.into()))?;
+        let start = NonNull::new(start.cast())
+            .ok_or_else(|| failed("map")(std::io::ErrorKind::OutOfMemory.into()))?;
+        Ok(Self { start, pages, access, path, file })
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The file's path, for messages; the file itself may have been unlinked.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// The mapped file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn at(&self, page: u64, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(page < self.pages && offset + len <= PAGE_SIZE, "page {page} of {}", self.pages);
+        // SAFETY: in bounds of the mapping, just checked.
+        unsafe { self.start.add(page as usize * PAGE_SIZE + offset) }
+    }
+
+    /// Copies a fragment of a page out. Reading a hole allocates it: read only pages that exist.
+    ///
+    /// # Panics
+    /// When the fragment lies outside the file: callers' page numbers come from this guest's own layout.
+    pub fn read(&self, page: u64, offset: usize, to: &mut [u8]) {
+        let from = self.at(page, offset, to.len());
+        // SAFETY: both ranges are valid for to.len() bytes and do not overlap: `to` is not of the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
+    }
+
+    /// Copies a fragment of a page in.
+    ///
+    /// # Panics
+    /// When the fragment lies outside the file (the receiver checks what comes from the wire first) or the
+    /// mapping is for reading.
+    pub fn write(&self, page: u64, offset: usize, from: &[u8]) {
+        assert_eq!(self.access, Access::Write);
+        let to = self.at(page, offset, from.len());
+        // SAFETY: both ranges are valid for from.len() bytes and do not overlap: `from` is not of the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+    }
+
+    /// Fills a page with zeros.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub fn zero(&self, page: u64) {
+        assert_eq!(self.access, Access::Write);
+        let to = self.at(page, 0, PAGE_SIZE);
+        // SAFETY: in bounds, writable.
+        unsafe { std::ptr::write_bytes(to.as_ptr(), 0, PAGE_SIZE) };
+    }
+
+    /// Brings the page-table entries of `start..end` in, so that touching these pages faults no more.
+    ///
+    /// # Errors
+    /// What `madvise` says; `ENOMEM`/`EFAULT` for lack of memory.
+    pub fn populate(&self, start: u64, end: u64) -> Result<(), MemoryError> {
+        let end = end.min(self.pages);
+        if start >= end {
+            return Ok(());
+        }
+        let advice = match self.access {
+            Access::Read => Advice::LinuxPopulateRead,
+            Access::Write => Advice::LinuxPopulateWrite,
+        };
+        let from = self.at(start, 0, 0);
+        // SAFETY: the range lies within our mapping, and populating changes no content.
+        unsafe {
+            rustix::mm::madvise(from.as_ptr().cast(), ((end - start) as usize) * PAGE_SIZE, advice)
+        }
+        .map_err(|errno| MemoryError::File { operation: "populate", path: self.path.clone(), source: errno.into() })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nothing borrows from it. Failure leaks it, no more.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.pages as usize * PAGE_SIZE) };
+    }
+}

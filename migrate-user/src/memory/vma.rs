@@ -1,0 +1,155 @@
+//! Finding the guest's RAM in the VMM's address space.
+
+use std::{fs::File, path::PathBuf};
+
+use migrate_common::PAGE_SIZE;
+
+use super::MemoryError;
+
+/// A mapping of part of a RAM file in the VMM's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// First address.
+    pub start: u64,
+    /// One past the last address.
+    pub end: u64,
+    /// Page of the file at `start`.
+    pub file_page: u64,
+}
+
+/// The file behind one memory backend, as the VMM has it mapped.
+#[derive(Debug)]
+pub struct RamFile {
+    /// Path as the VMM's memory map shows it, for messages.
+    pub path: PathBuf,
+    /// Where it is mapped.
+    pub vmas: Vec<Vma>,
+    /// The process.
+    pub pid: u32,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+impl RamFile {
+    /// Opens the mapped file itself, also when its path is gone or lies in another mount namespace.
+    ///
+    /// # Errors
+    /// What opening says; needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+    pub fn open(&self, write: bool) -> Result<File, MemoryError> {
+        let Some(vma) = self.vmas.first() else {
+            return Err(MemoryError::File {
+                operation: "open",
+                path: self.path.clone(),
+                source: std::io::ErrorKind::NotFound.into(),
+            });
+        };
+        let link = format!("/proc/{}/map_files/{:x}-{:x}", self.pid, vma.start, vma.end);
+        File::options().read(true).write(write).open(&link).map_err(|source| MemoryError::File {
+            operation: "open the mapped file",
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+struct MapsLine<'a> {
+    vma: Vma,
+    shared: bool,
+    path: &'a str,
+}
+
+/// One line of `/proc/PID/maps` (proc_pid_maps(5)).
+fn parse_line(line: &str) -> Option<MapsLine<'_>> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    let offset = fields.next()?;
+    let (_device, _inode) = (fields.next()?, fields.next()?);
+    let path = fields.next().unwrap_or("").trim_start();
+    Some(MapsLine {
+        vma: Vma {
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
+            file_page: u64::from_str_radix(offset, 16).ok()? / PAGE_SIZE as u64,
+        },
+        shared: permissions.as_bytes().get(3) == Some(&b's'),
+        path,
+    })
+}
+
+/// Whether a mapped path belongs to a backend with this `mem-path`: the file itself, or, where `mem-path` is
+/// a directory, the unlinked file that QEMU makes there (`qemu_ram_alloc_from_file` in system/physmem.c).
+fn belongs(mapped: &str, mem_path: &str, id: &str) -> bool {
+    let mapped = mapped.strip_suffix(" (deleted)").unwrap_or(mapped);
+    mapped == mem_path
+        || mapped
+            .strip_prefix(mem_path.trim_end_matches('/'))
+            .and_then(|rest| rest.strip_prefix("/qemu_back_mem."))
+            .is_some_and(|rest| rest.strip_prefix(&mangled(id)).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn mangled(id: &str) -> String {
+    id.replace('/', "_")
+}
+
+/// The RAM files of `backends` (`(id, mem-path, size in bytes)`) in process `pid`, in the same order.
+///
+/// # Errors
+/// [`MemoryError::NotShared`] when one is mapped privately or not at all.
+pub fn find_ram_files(pid: u32, backends: &[(String, String, u64)]) -> Result<Vec<RamFile>, MemoryError> {
+    let path = PathBuf::from(format!("/proc/{pid}/maps"));
+    let maps = std::fs::read_to_string(&path)
+        .map_err(|source| MemoryError::File { operation: "read", path, source })?;
+    backends.iter().map(|backend| find_in(&maps, pid, backend)).collect()
+}
+
+fn find_in(maps: &str, pid: u32, (id, mem_path, size): &(String, String, u64)) -> Result<RamFile, MemoryError> {
+    let not_shared = |found: String| MemoryError::NotShared { backend: id.clone(), pid, found };
+    let mine: Vec<MapsLine<'_>> =
+        maps.lines().filter_map(parse_line).filter(|line| belongs(line.path, mem_path, id)).collect();
+    if mine.iter().any(|line| !line.shared) {
+        return Err(not_shared(format!("mapped privately from {mem_path} (share=off)")));
+    }
+    let vmas: Vec<Vma> = mine.iter().map(|line| line.vma).collect();
+    let mapped: u64 = vmas.iter().map(|vma| vma.end - vma.start).sum();
+    if mapped != *size {
+        return Err(not_shared(format!("mapped from {mem_path} for {mapped} of its {size} bytes")));
+    }
+    Ok(RamFile { path: mem_path.into(), vmas, pid, size: *size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &str = "\
+55d0c0a00000-55d0c0b00000 r-xp 00000000 fe:00 123                        /usr/bin/qemu-system-x86_64
+7f0000000000-7f0010000000 rw-s 00000000 00:1a 42                         /dev/shm/vm one/ram
+7f0010000000-7f0020000000 rw-s 10000000 00:1a 42                         /dev/shm/vm one/ram
+7f1000000000-7f1000001000 rw-s 00000000 00:1a 43                         /dev/shm/dir/qemu_back_mem.mem1.aB3dE (deleted)
+7f2000000000-7f2000001000 rw-p 00000000 00:1a 44                         /dev/shm/private
+7ffd1b5e4000-7ffd1b605000 rw-p 00000000 00:00 0                          [stack]
+";
+
+    fn find(id: &str, path: &str, size: u64) -> Result<RamFile, MemoryError> {
+        find_in(MAPS, 1, &(id.into(), path.into(), size))
+    }
+
+    #[test]
+    fn finds_files_even_in_parts_and_unlinked() {
+        let file = find("ram", "/dev/shm/vm one/ram", 0x2000_0000).unwrap();
+        assert_eq!(file.vmas.len(), 2);
+        assert_eq!(file.vmas[1].file_page, 0x10000);
+        assert_eq!(find("mem1", "/dev/shm/dir", 4096).unwrap().vmas.len(), 1);
+        assert_eq!(find("mem1", "/dev/shm/dir/", 4096).unwrap().vmas.len(), 1);
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_what_to_do() {
+        let private = find("p", "/dev/shm/private", 4096).unwrap_err().to_string();
+        assert!(private.contains("share=off") && private.contains("share=on"), "{private}");
+        let part = find("ram", "/dev/shm/vm one/ram", 0x3000_0000).unwrap_err().to_string();
+        assert!(part.contains("for 536870912 of its 805306368 bytes"), "{part}");
+        assert!(find("mem2", "/dev/shm/dir", 4096).is_err(), "another backend's file");
+    }
+}
