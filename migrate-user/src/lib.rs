@@ -1,3 +1,4 @@
 //! wip
+pub mod datapath;
 pub mod memory;
 pub mod xsk;

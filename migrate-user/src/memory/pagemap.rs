@@ -131,8 +131,8 @@ impl Pagemap {
                 let offset = |address: u64| vma.file_page + (address.saturating_sub(vma.start)) / page;
                 found(offset(region.start), offset(region.end));
             }
-            // A full vector means that there may be more; `walk_end` alone does not tell (FACTS: it stops
-            // short of `end` also when nothing more matches).
+            // Only a full vector means that there may be more: `walk_end` stops short of `end` also when
+            // nothing more matches.
             if count < REGIONS {
                 break;
             }

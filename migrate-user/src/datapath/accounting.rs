@@ -1,0 +1,117 @@
+//! Which frames of an epoch arrived.
+
+use serde::{Deserialize, Serialize};
+
+/// A growing set of frame numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameSet {
+    words: Vec<u64>,
+    /// One past the highest number in the set.
+    end: u32,
+}
+
+impl FrameSet {
+    /// Adds a number; returns whether it is new.
+    pub fn insert(&mut self, number: u32) -> bool {
+        let word = (number / 64) as usize;
+        if word >= self.words.len() {
+            self.words.resize((word + 1).next_power_of_two(), 0);
+        }
+        let bit = 1 << (number % 64);
+        let new = self.words[word] & bit == 0;
+        self.words[word] |= bit;
+        self.end = self.end.max(number + 1);
+        new
+    }
+
+    /// One past the highest number in the set.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// Adds all numbers of `other`.
+    pub fn union_with(&mut self, other: &Self) {
+        if other.words.len() > self.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+        self.end = self.end.max(other.end);
+    }
+
+    /// The numbers below `expected` that are missing, as ranges `start..end`.
+    pub fn missing(&self, expected: u32) -> Vec<(u32, u32)> {
+        let mut ranges: Vec<(u32, u32)> = Vec::new();
+        let mut number = 0;
+        while number < expected {
+            let word = self.words.get((number / 64) as usize).copied().unwrap_or(0);
+            if number.is_multiple_of(64) && word == u64::MAX {
+                number += 64;
+                continue;
+            }
+            if word & (1 << (number % 64)) == 0 {
+                match ranges.last_mut() {
+                    Some((_, end)) if *end == number => *end += 1,
+                    _ => ranges.push((number, number + 1)),
+                }
+            }
+            number += 1;
+        }
+        ranges
+    }
+}
+
+/// The frames of one lane that did not arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneLosses {
+    /// The lane.
+    pub lane: u16,
+    /// Missing frame numbers as ranges `start..end`, ascending.
+    pub missing: Vec<(u32, u32)>,
+}
+
+/// What is missing of an epoch, given the frames each lane sent and those that arrived.
+pub fn losses(expected: &[u32], received: &[FrameSet]) -> Vec<LaneLosses> {
+    let none = FrameSet::default();
+    expected
+        .iter()
+        .enumerate()
+        .map(|(lane, &frames)| LaneLosses {
+            lane: lane as u16,
+            missing: received.get(lane).unwrap_or(&none).missing(frames),
+        })
+        .filter(|losses| !losses.missing.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn missing_is_the_complement(numbers in proptest::collection::btree_set(0u32..400, 0..300), expected in 0u32..400) {
+            let mut set = FrameSet::default();
+            for &number in &numbers {
+                prop_assert!(set.insert(number));
+                prop_assert!(!set.insert(number));
+            }
+            let missing: Vec<u32> = set.missing(expected).into_iter().flat_map(|(a, b)| a..b).collect();
+            let model: Vec<u32> = (0..expected).filter(|n| !numbers.contains(n)).collect();
+            prop_assert_eq!(missing, model);
+            prop_assert_eq!(set.end(), numbers.last().map_or(0, |n| n + 1));
+        }
+    }
+
+    #[test]
+    fn lanes_are_told_apart() {
+        let mut one = FrameSet::default();
+        one.insert(0);
+        one.insert(2);
+        let lost = losses(&[3, 2], &[one]);
+        assert_eq!(lost[0], LaneLosses { lane: 0, missing: vec![(1, 2)] });
+        assert_eq!(lost[1], LaneLosses { lane: 1, missing: vec![(0, 2)] });
+    }
+}

@@ -1,0 +1,114 @@
+//! What the receiver tells the sender while a round runs: how far it got. Lossy on purpose; every datagram
+//! says all, so the next one heals a lost one.
+
+use std::{
+    io,
+    net::UdpSocket,
+    time::Duration,
+};
+
+/// Length of a datagram, bytes.
+pub const FEEDBACK_LEN: usize = 24;
+
+const MAGIC: [u8; 4] = *b"XFBK";
+
+/// Progress of one lane in one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// The migration.
+    pub session: u64,
+    /// The epoch.
+    pub epoch: u32,
+    /// The lane.
+    pub lane: u16,
+    /// One past the highest frame number seen.
+    pub seen: u32,
+}
+
+impl Feedback {
+    /// The datagram: magic, lane, 2 zero bytes, session, epoch, seen; little-endian.
+    pub fn to_bytes(&self) -> [u8; FEEDBACK_LEN] {
+        let mut out = [0; FEEDBACK_LEN];
+        out[0..4].copy_from_slice(&MAGIC);
+        out[4..6].copy_from_slice(&self.lane.to_le_bytes());
+        out[8..16].copy_from_slice(&self.session.to_le_bytes());
+        out[16..20].copy_from_slice(&self.epoch.to_le_bytes());
+        out[20..24].copy_from_slice(&self.seen.to_le_bytes());
+        out
+    }
+
+    /// Reads a datagram; `None` when it is not one of ours.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; FEEDBACK_LEN] = bytes.try_into().ok()?;
+        if bytes[0..4] != MAGIC || bytes[6..8] != [0, 0] {
+            return None;
+        }
+        let le32 = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Some(Self {
+            session: u64::from(le32(8)) | u64::from(le32(12)) << 32,
+            epoch: le32(16),
+            lane: u16::from_le_bytes([bytes[4], bytes[5]]),
+            seen: le32(20),
+        })
+    }
+}
+
+/// Where a receiver sends its feedback.
+pub trait FeedbackTx: Send + Sync {
+    /// Sends, or loses it: never waits.
+    fn send(&self, feedback: Feedback);
+}
+
+/// Where a sender hears feedback.
+pub trait FeedbackRx: Send {
+    /// The next one, waiting at most `wait`.
+    fn recv(&mut self, wait: Duration) -> Option<Feedback>;
+}
+
+impl FeedbackTx for UdpSocket {
+    fn send(&self, feedback: Feedback) {
+        // A lost datagram is healed by the next; a connection that is gone shows in the control channel.
+        let _ = UdpSocket::send(self, &feedback.to_bytes());
+    }
+}
+
+impl FeedbackRx for UdpSocket {
+    fn recv(&mut self, wait: Duration) -> Option<Feedback> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut bytes = [0; FEEDBACK_LEN + 1];
+        loop {
+            match UdpSocket::recv(self, &mut bytes) {
+                Ok(len) => match Feedback::parse(&bytes[..len]) {
+                    Some(feedback) => return Some(feedback),
+                    None => continue,
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !wait.is_zero() => {
+                    let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
+                    let ready = poll(&mut [PollFd::new(&*self, PollFlags::IN)], Some(&timeout));
+                    if !matches!(ready, Ok(1..)) {
+                        return None;
+                    }
+                }
+                // Nothing there, or an ICMP error of an earlier send: there is no feedback now.
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_the_wire_and_refuses_strangers() {
+        let feedback = Feedback { session: 0x0123_4567_89ab_cdef, epoch: 7, lane: 3, seen: 99 };
+        let bytes = feedback.to_bytes();
+        assert_eq!(Feedback::parse(&bytes), Some(feedback));
+        assert_eq!(Feedback::parse(&bytes[1..]), None);
+        assert_eq!(Feedback::parse(&[bytes.as_slice(), &[0]].concat()), None);
+        let mut other = bytes;
+        other[0] = b'Y';
+        assert_eq!(Feedback::parse(&other), None);
+    }
+}

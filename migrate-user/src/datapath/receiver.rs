@@ -1,0 +1,312 @@
+//! From frames to guest pages.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
+use migrate_common::{
+    PAGE_SIZE,
+    wire::{FrameKind, PageDescriptor},
+};
+
+use super::{
+    accounting::FrameSet,
+    feedback::{Feedback, FeedbackTx},
+    frame::CheckedFrame,
+    layout::FrameLayout,
+};
+use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RamLayout, Reservation};
+
+/// Most sender threads one migration may have.
+const MAX_LANES: u16 = 64;
+
+/// What a receiving migration consists of.
+pub struct InboundSpec {
+    /// Random number of the migration.
+    pub session: u64,
+    /// The guest's pages.
+    pub layout: RamLayout,
+    /// The waiting guest's RAM, one mapping per backend.
+    pub mappings: Vec<Mapping>,
+    /// What is reserved of it.
+    pub reservations: Vec<Reservation>,
+    /// How the peer cuts pages.
+    pub frames: FrameLayout,
+    /// Whether to keep a hash of every page.
+    pub hash: bool,
+    /// Where feedback goes.
+    pub feedback: Box<dyn FeedbackTx>,
+    /// Frames after which feedback is sent also while more are waiting.
+    pub feedback_every: u32,
+}
+
+/// Counted over all receive workers of one migration.
+#[derive(Debug, Default)]
+pub struct InboundCounters {
+    /// Frames placed.
+    pub frames: AtomicU64,
+    /// Bytes of guest memory placed, zero runs not counted.
+    pub bytes: AtomicU64,
+    /// Frames seen twice.
+    pub duplicates: AtomicU64,
+    /// Frames of an epoch that is closed or not yet open.
+    pub stale: AtomicU64,
+    /// Frames whose content makes no sense for this guest.
+    pub malformed: AtomicU64,
+    /// Probe frames.
+    pub probes: AtomicU64,
+}
+
+/// A receiving migration, shared by all receive workers.
+pub struct Inbound {
+    spec: InboundSpec,
+    hashes: Option<PageHashes>,
+    counters: InboundCounters,
+    /// Frames of the open epoch that arrived, all workers together; a hint, duplicates across workers count.
+    arrived: AtomicU64,
+    failure: Mutex<Option<MemoryError>>,
+    max_sequence: u64,
+}
+
+impl Inbound {
+    /// Prepares receiving.
+    pub fn new(spec: InboundSpec) -> Arc<Self> {
+        let pages = spec.layout.pages();
+        Arc::new(Self {
+            hashes: spec.hash.then(|| PageHashes::zeroed(pages)),
+            counters: InboundCounters::default(),
+            arrived: AtomicU64::new(0),
+            failure: Mutex::new(None),
+            // Every page in frames of its own, and as many frames of zero runs.
+            max_sequence: pages * (spec.frames.frames_per_page as u64 + 1) + 1,
+            spec,
+        })
+    }
+
+    /// Number of the migration.
+    pub fn session(&self) -> u64 {
+        self.spec.session
+    }
+
+    /// The guest's pages.
+    pub fn layout(&self) -> &RamLayout {
+        &self.spec.layout
+    }
+
+    /// The guest's RAM.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.spec.mappings
+    }
+
+    /// Page hashes, when asked for.
+    pub fn hashes(&self) -> Option<&PageHashes> {
+        self.hashes.as_ref()
+    }
+
+    /// Counters.
+    pub fn counters(&self) -> &InboundCounters {
+        &self.counters
+    }
+
+    /// Frames of the open epoch that arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    /// Begins counting a new epoch. Call after all workers closed the old one.
+    pub fn reset_arrived(&self) {
+        self.arrived.store(0, Ordering::Release);
+    }
+
+    /// The first failure to place a page, if any; takes it out.
+    pub fn take_failure(&self) -> Option<MemoryError> {
+        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    /// Reserves and faults in the memory of `start..end`, pages of the whole guest.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRoom`] when this host lacks memory.
+    pub fn reserve(&self, start: u64, end: u64) -> Result<(), MemoryError> {
+        let mut page = start;
+        while page < end.min(self.spec.layout.pages()) {
+            let at = self.spec.layout.locate(page);
+            let backend = usize::from(at.backend);
+            self.spec.reservations[backend].cover(&self.spec.mappings[backend], at.page)?;
+            let chunk_end = (at.page / crate::memory::RESERVE_CHUNK + 1) * crate::memory::RESERVE_CHUNK;
+            page += chunk_end - at.page;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: MemoryError) {
+        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn place(&self, at: BackendPage, offset: usize, pieces: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<(), MemoryError> {
+        let backend = usize::from(at.backend);
+        let mapping = &self.spec.mappings[backend];
+        let reservation = &self.spec.reservations[backend];
+        if !reservation.covers(at.page) {
+            reservation.cover(mapping, at.page)?;
+        }
+        let mut offset = offset;
+        for piece in pieces {
+            let piece = piece.as_ref();
+            mapping.write(at.page, offset, piece);
+            offset += piece.len();
+        }
+        Ok(())
+    }
+
+    fn clear(&self, first: u64, pages: u32) {
+        for page in first..first + u64::from(pages) {
+            let at = self.spec.layout.locate(page);
+            let backend = usize::from(at.backend);
+            // What was never reserved is a hole and reads as zero already.
+            if self.spec.reservations[backend].covers(at.page) {
+                self.spec.mappings[backend].zero(at.page);
+                self.mark(page);
+            }
+        }
+    }
+
+    fn mark(&self, page: u64) {
+        if let Some(hashes) = &self.hashes {
+            hashes.mark_stale(page);
+        }
+    }
+}
+
+/// A descriptor whose bounds were checked against the guest.
+enum Placement {
+    Data { page: u64, offset: usize, length: usize },
+    Zero { page: u64, pages: u32 },
+}
+
+#[derive(Default)]
+struct LaneProgress {
+    received: FrameSet,
+    /// What the last feedback said.
+    told: u32,
+}
+
+/// One receive worker's part of a migration. Lives on the worker's thread: when [`close`](Self::close) returns, no
+/// frame of that epoch is being placed here, nor ever will be.
+pub struct SessionReceiver {
+    inbound: Arc<Inbound>,
+    open: u32,
+    lanes: Vec<LaneProgress>,
+}
+
+impl SessionReceiver {
+    /// Begins with epoch 1 open.
+    pub fn new(inbound: Arc<Inbound>) -> Self {
+        Self { inbound, open: 1, lanes: Vec::new() }
+    }
+
+    /// The migration.
+    pub fn inbound(&self) -> &Arc<Inbound> {
+        &self.inbound
+    }
+
+    /// Places a frame's pages, or counts why not.
+    pub fn handle(&mut self, frame: &CheckedFrame<'_>) {
+        let header = frame.header;
+        let counters = &self.inbound.counters;
+        let count = |counter: &AtomicU64| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        if header.kind == FrameKind::Probe {
+            return count(&counters.probes);
+        }
+        if header.epoch != self.open {
+            return count(&counters.stale);
+        }
+        if header.lane >= MAX_LANES || u64::from(header.sequence) >= self.inbound.max_sequence {
+            return count(&counters.malformed);
+        }
+        let Some(placements) = self.placements(frame) else {
+            return count(&counters.malformed);
+        };
+        let lane = usize::from(header.lane);
+        if lane >= self.lanes.len() {
+            self.lanes.resize_with(lane + 1, LaneProgress::default);
+        }
+        if !self.lanes[lane].received.insert(header.sequence) {
+            return count(&counters.duplicates);
+        }
+        let mut at = 0;
+        for placement in placements {
+            match placement {
+                Placement::Data { page, offset, length } => {
+                    let place = self.inbound.spec.layout.locate(page);
+                    if let Err(error) = self.inbound.place(place, offset, frame.payload(at, length)) {
+                        return self.inbound.fail(error);
+                    }
+                    at += length;
+                    self.inbound.mark(page);
+                }
+                Placement::Zero { page, pages } => self.inbound.clear(page, pages),
+            }
+        }
+        let counters = &self.inbound.counters;
+        counters.frames.fetch_add(1, Ordering::Relaxed);
+        counters.bytes.fetch_add(at as u64, Ordering::Relaxed);
+        // Release: whoever sees the count sees the pages.
+        self.inbound.arrived.fetch_add(1, Ordering::Release);
+    }
+
+    /// All descriptors with their bounds checked, or `None`: a frame is placed whole or not at all.
+    fn placements(&self, frame: &CheckedFrame<'_>) -> Option<Vec<Placement>> {
+        let layout = &self.inbound.spec.layout;
+        let mut payload = 0;
+        let mut placements = Vec::with_capacity(frame.descriptors().len());
+        for bytes in frame.descriptors() {
+            let placement = match PageDescriptor::parse(bytes).ok()? {
+                PageDescriptor::Data { backend, page, offset, length } => {
+                    payload += usize::from(length);
+                    debug_assert!(usize::from(length) <= PAGE_SIZE);
+                    let page = layout.number(BackendPage { backend, page })?;
+                    Placement::Data { page, offset: offset.into(), length: length.into() }
+                }
+                PageDescriptor::Zero { backend, page, pages } => {
+                    let last = page.checked_add(u64::from(pages) - 1)?;
+                    layout.number(BackendPage { backend, page: last })?;
+                    let page = layout.number(BackendPage { backend, page })?;
+                    Placement::Zero { page, pages }
+                }
+            };
+            placements.push(placement);
+        }
+        (payload == frame.header.payload as usize).then_some(placements)
+    }
+
+    /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.
+    pub fn feedback(&mut self, idle: bool) {
+        for (lane, progress) in self.lanes.iter_mut().enumerate() {
+            let seen = progress.received.end();
+            let news = seen - progress.told;
+            if news >= self.inbound.spec.feedback_every || (idle && news > 0) {
+                progress.told = seen;
+                self.inbound.spec.feedback.send(Feedback {
+                    session: self.inbound.spec.session,
+                    epoch: self.open,
+                    lane: lane as u16,
+                    seen,
+                });
+            }
+        }
+    }
+
+    /// Ends `epoch` and opens the next: returns the frames that arrived, by lane. An epoch that is not open
+    /// yields nothing.
+    pub fn close(&mut self, epoch: u32) -> Vec<FrameSet> {
+        if epoch != self.open {
+            return Vec::new();
+        }
+        self.open += 1;
+        std::mem::take(&mut self.lanes).into_iter().map(|lane| lane.received).collect()
+    }
+}
