@@ -1,0 +1,2 @@
+//! VMMs
+pub mod qmp;

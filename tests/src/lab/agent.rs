@@ -1,0 +1,70 @@
+//! The agent of one host, as an operator would configure it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::plan::{CONTROL_PORT, MIGRATION_NIC, MIGRATION_PORT, Side};
+
+/// The file `xferry agent --config` reads.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct AgentConfig {
+    name: &'static str,
+    socket: PathBuf,
+    state_dir: PathBuf,
+    vms_dir: PathBuf,
+    insecure: bool,
+    control: Control,
+    migration: Migration,
+    peers: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize)]
+struct Control {
+    listen: String,
+}
+
+#[derive(Serialize)]
+struct Migration {
+    interface: &'static str,
+    port: u16,
+}
+
+/// The agent's API socket under its host's directory.
+pub(super) fn socket(host_dir: &Path) -> PathBuf {
+    host_dir.join("xferry.sock")
+}
+
+/// The configuration (TOML) of the agent on `side`.
+pub(super) fn config(side: Side, host_dir: &Path) -> Result<String> {
+    let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
+    let config = AgentConfig {
+        name: side.name(),
+        socket: socket(host_dir),
+        state_dir: host_dir.join("state"),
+        vms_dir: host_dir.join("vms"),
+        insecure: true,
+        control: Control { listen: control(side) },
+        migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
+        peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
+    };
+    toml::to_string(&config).context("encoding the agent's configuration")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_point_at_each_other() {
+        let a: toml::Table = config(Side::A, Path::new("/run/a")).unwrap().parse().unwrap();
+        let b: toml::Table = config(Side::B, Path::new("/run/b")).unwrap().parse().unwrap();
+        assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
+        assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
+        assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));
+        assert_eq!(a["state-dir"].as_str(), Some("/run/a/state"));
+    }
+}

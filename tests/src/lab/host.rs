@@ -1,0 +1,321 @@
+//! One host of the lab: its agent, its VM, and the `xferry` command run on it.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::fixture::Fixture;
+use super::monitor::Monitor;
+use super::plan::{Side, VM_NAME};
+use super::process::{Lifetime, Process, in_namespace, spawn, tail};
+use super::report::Report;
+use super::sync::lock;
+use super::vm::{VmConfig, VmPaths};
+use super::wait::wait_for;
+use super::{agent, netns};
+
+/// How long an agent may take until its API answers.
+const AGENT_LIMIT: Duration = Duration::from_secs(15);
+/// How long QEMU may take until its monitor answers.
+const QEMU_LIMIT: Duration = Duration::from_secs(15);
+/// How long a command may take that is not a migration.
+const QUERY_LIMIT: Duration = Duration::from_secs(20);
+
+/// A host. All methods take `&self`, so that a test may disturb a host while a thread migrates.
+pub struct Host {
+    side: Side,
+    fixture: Arc<Fixture>,
+    xferry: PathBuf,
+    lifetime: Lifetime,
+    agent: Mutex<Option<Process>>,
+    vm: Mutex<Option<Process>>,
+    /// Numbers the commands run here, for the names of their output files.
+    commands: AtomicU32,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Host {
+    pub(super) fn new(side: Side, fixture: &Arc<Fixture>, xferry: &Path, lifetime: Lifetime) -> Self {
+        Self {
+            side,
+            fixture: Arc::clone(fixture),
+            xferry: xferry.to_owned(),
+            lifetime,
+            agent: Mutex::new(None),
+            vm: Mutex::new(None),
+            commands: AtomicU32::new(0),
+        }
+    }
+
+    /// Which host this is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> String {
+        self.fixture.layout().namespace(self.side)
+    }
+
+    /// Its directory for sockets, configuration and logs.
+    pub fn dir(&self) -> PathBuf {
+        self.fixture.layout().host_dir(self.side)
+    }
+
+    /// The VM's files on this host.
+    pub fn vm_paths(&self) -> VmPaths {
+        VmPaths::new(self.fixture.layout(), self.side)
+    }
+
+    /// The agent's API socket.
+    pub fn api_socket(&self) -> PathBuf {
+        agent::socket(&self.dir())
+    }
+
+    /// The agent's log.
+    pub fn agent_log(&self) -> PathBuf {
+        self.dir().join("agent.log")
+    }
+
+    /// The log of a QEMU that the lab started.
+    pub fn qemu_log(&self) -> PathBuf {
+        self.dir().join("qemu.log")
+    }
+
+    /// Starts the agent and waits until its API answers. An agent that was killed before is started
+    /// with the same state directory.
+    ///
+    /// # Errors
+    /// If there is no `xferry`, an agent runs already, or it does not come up; with the end of its log.
+    pub fn start_agent(&self) -> Result<()> {
+        if !self.xferry.is_file() {
+            bail!(
+                "there is no program {}: build it with `cargo xtask build`, or name it by XFERRY_BIN or --xferry",
+                self.xferry.display()
+            );
+        }
+        let mut slot = lock(&self.agent);
+        if slot.is_some() {
+            bail!("the agent of {} runs already", self.side);
+        }
+        let config = self.dir().join("agent.toml");
+        let text = agent::config(self.side, &self.dir())?;
+        fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
+        let argv = [&self.xferry, Path::new("agent"), Path::new("--config"), &config];
+        let argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();
+        let name = format!("the agent of {}", self.side);
+        let mut agent = self.start(&name, &argv, &self.agent_log())?;
+        let socket = self.api_socket();
+        wait_for(&format!("{name} to listen on {}", socket.display()), AGENT_LIMIT, || {
+            agent.expect_running()?;
+            Ok(UnixStream::connect(&socket).ok())
+        })
+        .with_context(|| agent.tail())?;
+        *slot = Some(agent);
+        Ok(())
+    }
+
+    /// Kills the agent with SIGKILL, as a crash would; the VMs it started go on.
+    pub fn kill_agent(&self) {
+        if let Some(mut agent) = lock(&self.agent).take() {
+            agent.kill();
+        }
+    }
+
+    /// The agent's process id, if the lab runs one.
+    pub fn agent_pid(&self) -> Option<u32> {
+        lock(&self.agent).as_ref().map(Process::id)
+    }
+
+    /// Starts QEMU here, not through the agent, and waits until its monitor answers.
+    ///
+    /// # Errors
+    /// If a VM that the lab started runs here already, or QEMU does not start; with what it said.
+    pub fn start_vm(&self, config: &VmConfig) -> Result<()> {
+        let mut slot = lock(&self.vm);
+        if let Some(vm) = slot.as_mut()
+            && vm.try_wait()?.is_none()
+        {
+            bail!("a VM that the lab started runs on {} already", self.side);
+        }
+        self.discard_ram()?;
+        let paths = self.vm_paths();
+        let name = format!("QEMU on {}", self.side);
+        let mut vm = self.start(&name, &config.command(&paths), &self.qemu_log())?;
+        // Its socket takes connections before QEMU has looked at all its arguments; an answer comes after.
+        wait_for(&format!("the monitor of {name}"), QEMU_LIMIT, || {
+            vm.expect_running()?;
+            Ok(Monitor::open(&paths.lab_qmp).and_then(|mut monitor| monitor.query_status().ok()))
+        })
+        .with_context(|| vm.tail())?;
+        *slot = Some(vm);
+        Ok(())
+    }
+
+    /// Kills the QEMU processes of this host, whoever started them.
+    ///
+    /// # Errors
+    /// If they do not go.
+    pub fn kill_vm(&self) -> Result<()> {
+        for pid in self.qemu_pids()? {
+            let pid = rustix::process::Pid::from_raw(pid).context("a process id of 0")?;
+            // It may have ended by itself meanwhile.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        self.wait_vm_gone(QEMU_LIMIT)
+    }
+
+    /// Waits until no QEMU is left on this host.
+    ///
+    /// # Errors
+    /// If one still runs after `limit`.
+    pub fn wait_vm_gone(&self, limit: Duration) -> Result<()> {
+        wait_for(&format!("QEMU on {} to be gone", self.side), limit, || {
+            // Ours stays a zombie until it is waited for.
+            if let Some(vm) = lock(&self.vm).as_mut() {
+                vm.try_wait()?;
+            }
+            Ok(self.qemu_pids()?.is_empty().then_some(()))
+        })
+    }
+
+    /// The QEMU processes of this host, whoever started them.
+    ///
+    /// # Errors
+    /// If the host's namespace cannot be read.
+    pub fn qemu_pids(&self) -> Result<Vec<i32>> {
+        let is_qemu = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let program = command.split(|&byte| byte == 0).next().unwrap_or_default();
+            Path::new(&*String::from_utf8_lossy(program))
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("qemu-system"))
+        };
+        Ok(netns::pids(&self.namespace())?.into_iter().filter(is_qemu).collect())
+    }
+
+    /// Removes the file that was a gone VM's RAM here.
+    ///
+    /// # Errors
+    /// If it exists and cannot be removed.
+    pub fn discard_ram(&self) -> Result<()> {
+        let ram = self.vm_paths().ram;
+        match fs::remove_file(&ram) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", ram.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the VM's definition for this host's agent.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_vm_definition(&self, config: &VmConfig) -> Result<()> {
+        let path = self.dir().join("vms").join(format!("{VM_NAME}.toml"));
+        let text = config.definition(&self.vm_paths())?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Runs `xferry ARGS` on this host and waits for its end, whatever its exit code.
+    ///
+    /// # Errors
+    /// If it cannot be started, or runs longer than `limit` (it is then killed).
+    pub fn xferry(&self, args: &[&str], limit: Duration) -> Result<Output> {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let path = |kind: &str| self.dir().join(format!("xferry-{number}.{kind}"));
+        let create = |path: &Path| File::create(path).with_context(|| format!("making {}", path.display()));
+        let (stdout, stderr) = (path("out"), path("err"));
+        let status = self.run(args, create(&stdout)?.into(), create(&stderr)?.into(), limit)?;
+        let read = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(Output { status, stdout: read(&stdout)?, stderr: read(&stderr)? })
+    }
+
+    /// Runs `xferry ARGS` on this host with our own standard output and error.
+    ///
+    /// # Errors
+    /// As [`Self::xferry`].
+    pub fn xferry_shown(&self, args: &[&str], limit: Duration) -> Result<ExitStatus> {
+        self.run(args, Stdio::inherit(), Stdio::inherit(), limit)
+    }
+
+    /// Starts `xferry ARGS` on this host and does not wait for its end; its output goes to the
+    /// file that the process' tail shows.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn xferry_started(&self, args: &[&str]) -> Result<Process> {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let log = self.dir().join(format!("xferry-{number}.log"));
+        self.start(&format!("xferry {}", args.join(" ")), &self.xferry_argv(args), &log)
+    }
+
+    /// The report of migration `id`, or of the latest one.
+    ///
+    /// # Errors
+    /// If the agent has none, or the output is not JSON.
+    pub fn report(&self, id: Option<&str>) -> Result<Report> {
+        let args: Vec<&str> = ["report"].into_iter().chain(id).chain(["--json"]).collect();
+        let output = self.xferry(&args, QUERY_LIMIT)?;
+        if !output.status.success() {
+            bail!(
+                "`xferry {}` on {} failed: {}\n{}",
+                args.join(" "),
+                self.side,
+                output.stderr.trim(),
+                self.agent_tail()
+            );
+        }
+        Report::parse(&output.stdout)
+    }
+
+    /// The end of the agent's log, for an error.
+    pub fn agent_tail(&self) -> String {
+        tail(&format!("the agent of {}", self.side), &self.agent_log())
+    }
+
+    fn xferry_argv(&self, args: &[&str]) -> Vec<String> {
+        let fixed = [
+            self.xferry.display().to_string(),
+            "--socket".to_owned(),
+            self.api_socket().display().to_string(),
+        ];
+        fixed.into_iter().chain(args.iter().map(|&arg| arg.to_owned())).collect()
+    }
+
+    fn run(&self, args: &[&str], stdout: Stdio, stderr: Stdio, limit: Duration) -> Result<ExitStatus> {
+        let mut command = in_namespace(&self.namespace(), &self.xferry_argv(args), Lifetime::WithUs);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let what = format!("`xferry {}` on {}", args.join(" "), self.side);
+        let started = self.fixture.while_up(|| Ok(spawn(command)));
+        let mut child = started?.with_context(|| format!("cannot start {what}"))?;
+        let ended = wait_for(&format!("{what} to end"), limit, || Ok(child.try_wait()?));
+        ended.map_err(|error| {
+            // Best effort: it has ended if these fail.
+            let _ = child.kill();
+            let _ = child.wait();
+            anyhow!("{error:#}\n{}", self.agent_tail())
+        })
+    }
+
+    fn start(&self, name: &str, argv: &[String], log: &Path) -> Result<Process> {
+        self.fixture.while_up(|| Process::start(name, &self.namespace(), argv, log, self.lifetime))
+    }
+}

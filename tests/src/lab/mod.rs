@@ -1,0 +1,189 @@
+//! Two hosts, a switch and a client, made of network namespaces.
+//!
+//! ```text
+//!                 mig0 ════ migration network, 10.77.0.0/24 ════ mig0
+//!  ┌─ host-a ────────┐                                   ┌──────── host-b ─┐
+//!  │ agent   QEMU    │ mgmt0 ─── 10.78.0.0/24 ───  mgmt0 │   QEMU    agent │
+//!  │         vmtap0  │                                   │  vmtap0         │
+//!  │          br0    │                                   │    br0          │
+//!  └───────── uplink0┘                                   └uplink0 ─────────┘
+//!                │          ┌──── switch ────┐               │
+//!                └── port-a │      sw0       │ port-b ───────┘
+//!                           └── port-client ─┘
+//!                                   │   VM network, 10.79.0.0/24
+//!                              eth0 client
+//! ```
+//!
+//! A [`Lab`] is removed when it is dropped, when its process gets SIGINT, SIGTERM or SIGHUP, and, if the
+//! process is killed, by the next lab that anybody makes on this machine. Nothing outside the lab's
+//! own namespaces, directories and disk image is ever touched.
+
+mod agent;
+mod command;
+mod fixture;
+mod host;
+mod layout;
+pub(crate) mod monitor;
+pub mod netns;
+pub mod plan;
+mod process;
+mod report;
+mod signals;
+mod state;
+mod sync;
+mod teardown;
+mod topology;
+mod vm;
+mod wait;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, bail};
+
+pub(crate) use command::run as run_tool;
+pub use host::{Host, Output};
+pub use layout::Layout;
+pub use plan::Side;
+pub use process::{Lifetime, Process, tail};
+pub use report::{Report, Round};
+pub use signals::wait_if_interrupted;
+pub(crate) use sync::lock;
+pub use vm::{Accel, Disk, VmConfig, VmPaths};
+pub use wait::wait_for;
+
+use fixture::Fixture;
+
+/// What a lab is like.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// What the namespaces' names start with; empty for exactly `host-a`, `host-b`, `switch`, `client`.
+    pub prefix: String,
+    /// MTU of the migration NICs in bytes: 1500, 9000, … 65535.
+    pub mtu: u32,
+    /// Receive and transmit queues of each migration NIC.
+    pub queues: u32,
+    /// Leave the lab up when it is dropped.
+    pub keep: bool,
+    /// The program under test.
+    pub xferry: PathBuf,
+    /// Where the shared disk image is made, on a disk filesystem.
+    pub cache_dir: PathBuf,
+}
+
+impl Default for LabConfig {
+    fn default() -> Self {
+        Self {
+            prefix: String::new(),
+            mtu: 9000,
+            queues: 1,
+            keep: false,
+            xferry: xferry_program(),
+            cache_dir: cache_dir(),
+        }
+    }
+}
+
+impl LabConfig {
+    /// A lab with a prefix of its own, so that tests may run side by side.
+    pub fn for_test() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self { prefix: format!("x{}-{number}-", std::process::id()), ..Self::default() }
+    }
+}
+
+/// Where guests' images and disks are kept between runs: `XFERRY_LAB_CACHE`, else `target/lab` of
+/// this workspace.
+pub fn cache_dir() -> PathBuf {
+    env::var_os("XFERRY_LAB_CACHE").map_or_else(|| target_dir().join("lab"), PathBuf::from)
+}
+
+/// The program under test: `XFERRY_BIN`, else the workspace's release build.
+pub fn xferry_program() -> PathBuf {
+    env::var_os("XFERRY_BIN").map_or_else(|| target_dir().join("release/xferry"), PathBuf::from)
+}
+
+fn target_dir() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).join("target")
+}
+
+/// Why no lab can be made here, for a test to skip with; `None` if one can.
+pub fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("network namespaces need root".to_owned());
+    }
+    let tools =
+        [("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("setsid", "util-linux")];
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = |tool: &str| env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    let absent = tools.iter().find(|(tool, _)| !found(tool))?;
+    Some(format!("there is no program `{}`: install the package {}", absent.0, absent.1))
+}
+
+/// A lab that is up. Dropping it removes it, unless it is to be kept.
+pub struct Lab {
+    /// The host on which the VM starts.
+    pub a: Host,
+    /// The other host.
+    pub b: Host,
+    fixture: Arc<Fixture>,
+    config: LabConfig,
+}
+
+impl Lab {
+    /// Builds a lab. What a killed process left of an earlier one is removed first.
+    ///
+    /// # Errors
+    /// If the names are in use (the error says by what, and what to do), or something cannot be made;
+    /// then nothing is left of it.
+    pub fn new(config: LabConfig) -> Result<Self> {
+        if let Some(reason) = missing() {
+            bail!("the lab cannot be made: {reason}");
+        }
+        let layout = Layout::new(&config.prefix, &config.cache_dir);
+        let fixture = Fixture::build(layout, config.mtu, config.queues)?;
+        let lifetime = if config.keep { Lifetime::Kept } else { Lifetime::WithUs };
+        let host = |side| Host::new(side, &fixture, &config.xferry, lifetime);
+        Ok(Self { a: host(Side::A), b: host(Side::B), fixture, config })
+    }
+
+    /// Names and paths.
+    pub fn layout(&self) -> &Layout {
+        self.fixture.layout()
+    }
+
+    /// How it was made.
+    pub fn config(&self) -> &LabConfig {
+        &self.config
+    }
+
+    /// A host.
+    pub fn host(&self, side: Side) -> &Host {
+        match side {
+            Side::A => &self.a,
+            Side::B => &self.b,
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let result = if self.config.keep { self.fixture.keep() } else { self.fixture.remove() };
+        if let Err(error) = result {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Removes the lab of `prefix` that was kept or left by a killed process, and all other stale ones.
+/// Returns the first namespace of each lab removed.
+///
+/// # Errors
+/// If it is in use, or cannot be removed.
+pub fn clean(prefix: &str) -> Result<Vec<String>> {
+    fixture::clean(prefix)
+}

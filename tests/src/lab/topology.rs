@@ -1,0 +1,89 @@
+//! Cables the lab: namespaces, veth pairs, bridges, taps, addresses.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::command::ip;
+use super::layout::Layout;
+use super::netns;
+use super::plan::{
+    BRIDGE, CLIENT_IP, CLIENT_NIC, CLIENT_PORT, MANAGEMENT_NIC, MIGRATION_NIC, PREFIX_LEN, SWITCH_BRIDGE,
+    Side, TAP, UPLINK,
+};
+
+/// A bridge that forwards at once and learns, and does nothing by itself.
+const BRIDGE_OPTIONS: &str = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+
+/// Makes everything. Whoever calls it removes it, also when only a part was made.
+pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+    for namespace in layout.namespaces() {
+        netns::add(&namespace)?;
+        netns::inside(&namespace, silence_ipv6)
+            .with_context(|| format!("preparing namespace {namespace}"))?;
+        ip(&format!("-n {namespace} link set lo up"))?;
+    }
+    let (a, b) = (layout.namespace(Side::A), layout.namespace(Side::B));
+    let migration = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+    cable((&a, MIGRATION_NIC), (&b, MIGRATION_NIC), &migration)?;
+    cable((&a, MANAGEMENT_NIC), (&b, MANAGEMENT_NIC), "")?;
+
+    let switch = layout.switch();
+    ip(&format!("-n {switch} link add {SWITCH_BRIDGE} {BRIDGE_OPTIONS}"))?;
+    for side in Side::BOTH {
+        host(&layout.namespace(side), side, &switch)?;
+    }
+    let client = layout.client();
+    cable((&switch, CLIENT_PORT), (&client, CLIENT_NIC), "")?;
+    attach(&switch, CLIENT_PORT, SWITCH_BRIDGE)?;
+    address(&client, CLIENT_NIC, &CLIENT_IP.to_string())?;
+    up(&switch, SWITCH_BRIDGE)
+}
+
+/// A host's own part: addresses, its bridge with the VM's tap, and the uplink to the switch.
+fn host(namespace: &str, side: Side, switch: &str) -> Result<()> {
+    address(namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+    address(namespace, MANAGEMENT_NIC, &side.management_ip().to_string())?;
+    ip(&format!("-n {namespace} link add {BRIDGE} {BRIDGE_OPTIONS}"))?;
+    cable((namespace, UPLINK), (switch, side.switch_port()), "")?;
+    attach(namespace, UPLINK, BRIDGE)?;
+    attach(switch, side.switch_port(), SWITCH_BRIDGE)?;
+    ip(&format!("-n {namespace} tuntap add dev {TAP} mode tap"))?;
+    attach(namespace, TAP, BRIDGE)?;
+    up(namespace, BRIDGE)
+}
+
+/// A veth pair between two namespaces, both ends with the same `options`, both up.
+fn cable(one: (&str, &str), other: (&str, &str), options: &str) -> Result<()> {
+    ip(&format!(
+        "link add {} {options} netns {} type veth peer name {} {options} netns {}",
+        one.1, one.0, other.1, other.0
+    ))?;
+    up(one.0, one.1)?;
+    up(other.0, other.1)
+}
+
+fn attach(namespace: &str, nic: &str, bridge: &str) -> Result<()> {
+    ip(&format!("-n {namespace} link set {nic} master {bridge} up"))
+}
+
+fn address(namespace: &str, nic: &str, address: &str) -> Result<()> {
+    ip(&format!("-n {namespace} address add {address}/{PREFIX_LEN} dev {nic}"))
+}
+
+fn up(namespace: &str, nic: &str) -> Result<()> {
+    ip(&format!("-n {namespace} link set {nic} up"))
+}
+
+/// No router solicitations, DAD or MLD on any NIC made later in the calling thread's namespace: they
+/// would teach the switch, and show up in captures and counters. Nothing to do on a kernel without IPv6.
+fn silence_ipv6() -> Result<()> {
+    for scope in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        if Path::new(&path).exists() {
+            fs::write(&path, "1").with_context(|| format!("writing {path}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The laboratory of `xferry`: two hosts, a switch and a client made of network namespaces, real
+//! QEMU guests in it, and probes that look at a live migration from outside.
+//!
+//! * [`lab`] builds and removes the namespaces and everything that runs in them.
+//! * [`guest`] provides the guests, which dirty and verify their own memory all the time.
+//! * [`probe`] measures what the VM's users would notice: pings, a TCP stream, RARP, the switch's FDB.
+//! * [`demo`] is the program `demo`: a VM migrated there and back, and a report whether all went well.
+//!
+//! Everything needs root, because it makes namespaces; [`lab::missing`] says what else.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking"))]
+
+pub mod demo;
+pub mod guest;
+pub mod lab;
+pub mod probe;

@@ -1,0 +1,164 @@
+//! Watches one QEMU after the other on a host through the lab's own QMP socket: when did a VM stop
+//! and resume, and does it run now?
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use super::worker::{Stop, Workers};
+use crate::lab::lock;
+use crate::lab::monitor::{ANSWER_LIMIT, Monitor, status_of};
+
+/// How often a QEMU that is not there yet is looked for: soon enough for its first RESUME.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Something QEMU said happened.
+#[derive(Clone, Debug)]
+pub struct VmEvent {
+    /// QMP's name for it: `STOP`, `RESUME`, `SHUTDOWN` …
+    pub name: String,
+    /// When, by QEMU's clock, which in the lab is everybody's.
+    pub at: SystemTime,
+}
+
+/// Watches whatever QEMU listens on one socket.
+pub struct VmWatch {
+    shared: Arc<Shared>,
+    _workers: Workers,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    answered: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    events: Vec<VmEvent>,
+    /// Counts questions, and up to which one `status` answers.
+    asked: u64,
+    answered: u64,
+    /// QEMU's run state; `None` without a QEMU.
+    status: Option<String>,
+}
+
+impl VmWatch {
+    /// Starts to watch the QEMU that listens on `socket` now or later.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(socket: PathBuf) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let mut workers = Workers::new();
+        let watching = Arc::clone(&shared);
+        workers.start("vm-watch", move |stop| {
+            while !stop.load(Ordering::Relaxed) {
+                let monitor = Monitor::open(&socket);
+                if let Some(monitor) = monitor {
+                    // It ends when QEMU does, and that is no error.
+                    let _ = follow(monitor, &watching, stop);
+                } else {
+                    watching.answer(None);
+                    thread::sleep(SEARCH_INTERVAL);
+                }
+            }
+        })?;
+        Ok(Self { shared, _workers: workers })
+    }
+
+    /// What happened from `since` on, oldest first.
+    pub fn events_since(&self, since: SystemTime) -> Vec<VmEvent> {
+        lock(&self.shared.state).events.iter().filter(|event| event.at >= since).cloned().collect()
+    }
+
+    /// QEMU's run state now (`running`, `paused`, `inmigrate`, `postmigrate` …); `None` if no QEMU listens.
+    ///
+    /// # Errors
+    /// If a QEMU listens but does not answer.
+    pub fn status(&self) -> Result<Option<String>> {
+        let mut state = lock(&self.shared.state);
+        state.asked += 1;
+        let question = state.asked;
+        let answered =
+            self.shared.answered.wait_timeout_while(state, ANSWER_LIMIT, |state| state.answered < question);
+        let (state, timeout) = answered.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            bail!("QEMU does not answer `query-status` within {} s", ANSWER_LIMIT.as_secs());
+        }
+        Ok(state.status.clone())
+    }
+}
+
+impl Shared {
+    /// Answers all questions asked so far.
+    fn answer(&self, status: Option<String>) {
+        let mut state = lock(&self.state);
+        state.answered = state.asked;
+        state.status = status;
+        drop(state);
+        self.answered.notify_all();
+    }
+}
+
+/// Records events and answers questions until QEMU ends.
+fn follow(mut monitor: Monitor, shared: &Shared, stop: &Stop) -> Result<()> {
+    let mut pending = None;
+    while !stop.load(Ordering::Relaxed) {
+        if pending.is_none() {
+            let state = lock(&shared.state);
+            pending = (state.asked > state.answered).then_some(state.asked);
+            drop(state);
+            if pending.is_some() {
+                monitor.execute("query-status")?;
+            }
+        }
+        let Some(message) = monitor.read()? else { continue };
+        if let Some(event) = event_of(&message) {
+            lock(&shared.state).events.push(event);
+        } else if let Some(status) = status_of(&message) {
+            let mut state = lock(&shared.state);
+            // A question asked meanwhile wants a later answer than this one.
+            state.answered = pending.take().unwrap_or(state.answered);
+            state.status = Some(status);
+            drop(state);
+            shared.answered.notify_all();
+        }
+    }
+    Ok(())
+}
+
+fn event_of(message: &Value) -> Option<VmEvent> {
+    let name = message["event"].as_str()?.to_owned();
+    let stamp = &message["timestamp"];
+    let since_epoch = Duration::from_secs(stamp["seconds"].as_u64()?)
+        + Duration::from_micros(stamp["microseconds"].as_u64()?);
+    Some(VmEvent { name, at: SystemTime::UNIX_EPOCH + since_epoch })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn event_has_its_time() {
+        let message = json!({"event": "STOP", "timestamp": {"seconds": 3, "microseconds": 250_000}});
+        let event = event_of(&message).unwrap();
+        assert_eq!(event.name, "STOP");
+        assert_eq!(event.at, SystemTime::UNIX_EPOCH + Duration::from_millis(3250));
+        assert!(event_of(&json!({"return": {}})).is_none());
+    }
+
+    #[test]
+    fn without_qemu_there_is_no_status() {
+        let watch = VmWatch::start("/nonexistent/qmp".into()).unwrap();
+        assert_eq!(watch.status().unwrap(), None);
+    }
+}
