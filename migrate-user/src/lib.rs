@@ -1,6 +1,28 @@
-//! wip
+//! Live migration of running virtual machines between hosts, over a dedicated NIC, by XDP and AF_XDP.
+//!
+//! Dependencies point downwards only; see `docs/architecture.md`.
+//!
+//! ```text
+//! agent        owns NIC, sessions, VMs
+//!  └ migration   source and destination state machines: no sockets, no ioctls
+//!     ├ datapath   page stream: frames, sender, receiver, loss accounting
+//!     │   └ xsk      AF_XDP: UMEM, rings, sockets
+//!     ├ control    control channel between agents
+//!     ├ memory     guest RAM, dirty tracking
+//!     ├ vmm        QEMU
+//!     ├ network    XDP program, NIC facts, announcements
+//!     └ report     what a migration did
+//! ```
+
+pub mod agent;
+pub mod control;
 pub mod datapath;
 pub mod memory;
+pub mod migration;
 pub mod network;
+pub mod report;
 pub mod vmm;
 pub mod xsk;
+
+/// Unix socket of the agent's API when none is configured.
+pub const DEFAULT_SOCKET: &str = "/run/xferry/xferry.sock";

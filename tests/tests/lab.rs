@@ -6,13 +6,15 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use xferry_lab::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate, SerialLog};
 use xferry_lab::lab::plan::{self, Side};
 use xferry_lab::lab::{self, Accel, Lab, LabConfig, Layout, VmConfig, netns};
-use xferry_lab::probe::{PingProbe, RarpCapture, fdb_port, send_rarp};
+use xferry_lab::probe::{PingProbe, RarpCapture, VmWatch, fdb_port, owner_count, send_rarp};
 
 /// Set for [`hold_a_lab`]: the prefix of the lab to hold.
 const HOLD: &str = "XFERRY_LAB_TEST_HOLD";
@@ -216,6 +218,47 @@ fn vm_that_does_not_start_says_why() {
     };
     let error = format!("{:#}", lab.a.start_vm(&config).unwrap_err());
     assert!(error.contains("QEMU on host-a ended early"), "{error}");
+    assert_eq!(lab.a.qemu_pids().unwrap(), Vec::<i32>::new());
+}
+
+#[test]
+fn vm_is_seen_to_run_stop_and_go() {
+    if skipped() {
+        return;
+    }
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("skipped: the bare-metal guest needs /dev/kvm");
+        return;
+    }
+    let image = GuestImage::prepare(GuestKind::Bare, &lab::cache_dir()).unwrap();
+    let params =
+        GuestParams { mib: 8, rate: Rate::PerSecond(1000), fill: Fill::Random, ip: None, disk_read: false };
+    let config = VmConfig {
+        accel: Accel::Kvm,
+        memory_mib: 64,
+        kernel: image.kernel.clone(),
+        initrd: image.initrd.clone(),
+        append: image.cmdline(&params),
+        disk: None,
+        extra: Vec::new(),
+    };
+    let lab = Lab::new(LabConfig::for_test()).unwrap();
+    let watches = Side::BOTH.map(|side| VmWatch::start(lab.host(side).vm_paths().lab_qmp).unwrap());
+    assert_eq!(owner_count(&watches).unwrap(), 0);
+
+    let start = SystemTime::now();
+    lab.a.start_vm(&config).unwrap();
+    let mut serial = SerialLog::new(lab.a.vm_paths().serial);
+    serial.wait_ready(Duration::from_secs(30)).unwrap();
+    assert_eq!(serial.wait_progress(Duration::from_secs(10)).unwrap().errors, 0);
+    assert_eq!(owner_count(&watches).unwrap(), 1);
+    assert_eq!(lab.a.qemu_pids().unwrap().len(), 1);
+    assert!(lab.a.start_vm(&config).unwrap_err().to_string().contains("already"));
+    let names: Vec<String> = watches[0].events_since(start).into_iter().map(|event| event.name).collect();
+    assert!(names.iter().all(|name| name == "RESUME"), "{names:?}");
+
+    lab.a.kill_vm().unwrap();
+    assert_eq!(owner_count(&watches).unwrap(), 0);
     assert_eq!(lab.a.qemu_pids().unwrap(), Vec::<i32>::new());
 }
 

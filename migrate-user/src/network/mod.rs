@@ -2,11 +2,13 @@
 
 mod announce;
 mod bouncer;
+mod gateway;
 mod nic;
 mod uplink;
 
 pub use announce::{AnnounceSchedule, Announcer, announcement};
 pub use bouncer::{AttachMode, Bouncer, DropCount};
+pub use gateway::gateway_mac;
 pub use nic::{Mac, Nic};
 pub use uplink::{find_uplink, tap_bridge};
 

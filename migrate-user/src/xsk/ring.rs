@@ -23,6 +23,7 @@ pub(super) struct RingParts<T> {
     pub slots: NonNull<T>,
     /// Power of two.
     pub size: u32,
+    #[expect(dead_code, reason = "keeps the mapping alive")]
     pub memory: Arc<dyn RingMemory>,
 }
 

@@ -11,9 +11,7 @@ impl Clock {
     /// Takes the given frequency, or measures it against the interval timer.
     pub fn calibrate(khz: Option<u64>) -> Self {
         let khz = khz.unwrap_or_else(measure_khz);
-        Clock {
-            ticks_per_second: khz.max(1) * 1000,
-        }
+        Clock { ticks_per_second: khz.max(1) * 1000 }
     }
 
     /// Frequency of [`Clock::now`].

@@ -74,14 +74,9 @@ fn let_interrupts_through() {
 
 /// First controller's lines to vectors from 0x20 on, only the timer let through.
 fn start_interrupt_controller() {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, TIMER_VECTOR as u8),
-        (0x21, 0x04),
-        (0x21, 0x01),
-        (0x21, 0xfe),
-        (0xa1, 0xff),
-    ] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, TIMER_VECTOR as u8), (0x21, 0x04), (0x21, 0x01), (0x21, 0xfe), (0xa1, 0xff)]
+    {
         port::write(port, value);
     }
 }

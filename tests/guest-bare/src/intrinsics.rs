@@ -36,14 +36,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8 {
-    naked_asm!(
-        "mov r8, rdi",
-        "mov eax, esi",
-        "mov rcx, rdx",
-        "rep stosb",
-        "mov rax, r8",
-        "ret"
-    )
+    naked_asm!("mov r8, rdi", "mov eax, esi", "mov rcx, rdx", "rep stosb", "mov rax, r8", "ret")
 }
 
 /// Compares; the sign is that of the first difference.

@@ -16,7 +16,9 @@ mod serial;
 mod start_info;
 mod workload;
 
-use workload::{Area, Line, PAGE_SIZE, Params, Progress, READY_LINE, Reporter, Workload, error_line, report_line};
+use workload::{
+    Area, Line, PAGE_SIZE, Params, Progress, READY_LINE, Reporter, Workload, error_line, report_line,
+};
 
 core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
 

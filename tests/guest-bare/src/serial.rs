@@ -26,11 +26,7 @@ impl Serial {
         for (register, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)] {
             port::write(BASE + register, value);
         }
-        Serial {
-            ring: [0; RING],
-            read: 0,
-            used: 0,
-        }
+        Serial { ring: [0; RING], read: 0, used: 0 }
     }
 
     /// Queues one line, or drops it when there is no room for all of it.

@@ -44,10 +44,7 @@ impl StartInfo {
         // to this structure, below 4 GiB, and the loader (option ROM or qboot) keeps it in low memory.
         let raw = unsafe { &*(start_info_address as *const RawStartInfo) };
         assert!(raw.magic == MAGIC, "not started by PVH");
-        assert!(
-            raw.version >= 1,
-            "the PVH loader gives no memory map; QEMU 4.0 or newer does"
-        );
+        assert!(raw.version >= 1, "the PVH loader gives no memory map; QEMU 4.0 or newer does");
         StartInfo { raw }
     }
 

@@ -52,10 +52,7 @@ impl Console {
     /// Reports regularly what is left on the board.
     pub fn report_from_now_on(self) -> Board {
         let (lines, received) = channel();
-        let board = Board {
-            figures: Arc::default(),
-            lines,
-        };
+        let board = Board { figures: Arc::default(), lines };
         let figures = board.figures.clone();
         thread::spawn(move || report(self, &figures, &received));
         board

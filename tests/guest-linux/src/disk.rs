@@ -62,22 +62,10 @@ impl Reader {
             .open(DEVICE)
             .with_context(|| format!("{DEVICE} cannot be opened, give the VM a virtio-blk disk"))?;
         let size = disk.seek(SeekFrom::End(0)).with_context(|| format!("{DEVICE} has no size"))?;
-        ensure!(
-            size >= SLOT as u64 * 2,
-            "{DEVICE} has {size} bytes, give the VM a disk of 1 MiB or more"
-        );
+        ensure!(size >= SLOT as u64 * 2, "{DEVICE} has {size} bytes, give the VM a disk of 1 MiB or more");
         let memory = vec![0_u8; SLOTS * SLOT + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
-        Ok(Reader {
-            disk,
-            size,
-            memory,
-            start,
-            held: [(0, 0); SLOTS],
-            next: 0,
-            random: number << 56,
-            board,
-        })
+        Ok(Reader { disk, size, memory, start, held: [(0, 0); SLOTS], next: 0, random: number << 56, board })
     }
 
     /// Reads into the oldest buffer and verifies it and some others.
@@ -86,7 +74,8 @@ impl Reader {
         self.next = (slot + 1) % SLOTS;
         self.check(slot);
 
-        let length = SMALLEST + self.below((SLOT - SMALLEST + ALIGNMENT) as u64) as usize / ALIGNMENT * ALIGNMENT;
+        let length =
+            SMALLEST + self.below((SLOT - SMALLEST + ALIGNMENT) as u64) as usize / ALIGNMENT * ALIGNMENT;
         let offset = self.below(self.size - length as u64) / ALIGNMENT as u64 * ALIGNMENT as u64;
         self.held[slot] = (offset, 0);
         let begin = self.start + slot * SLOT;
@@ -110,11 +99,7 @@ impl Reader {
         let begin = self.start + slot * SLOT;
         if let Some(bad) = pattern::first_bad_word(&self.memory[begin..begin + length], offset) {
             self.held[slot].1 = 0;
-            self.board.error(&Mismatch::Disk {
-                offset: bad.offset,
-                want: bad.want,
-                got: bad.got,
-            });
+            self.board.error(&Mismatch::Disk { offset: bad.offset, want: bad.want, got: bad.got });
         }
     }
 

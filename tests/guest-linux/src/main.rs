@@ -25,7 +25,8 @@ const TICKS_PER_SECOND: u64 = 1_000_000_000;
 
 fn main() -> Result<()> {
     let path = "/proc/cmdline";
-    let command_line = std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read, is /proc mounted?"))?;
+    let command_line =
+        std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read, is /proc mounted?"))?;
     let params = Params::parse(&command_line);
     let mut console = Console::open()?;
 

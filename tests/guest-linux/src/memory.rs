@@ -10,7 +10,8 @@ use crate::workload::PAGE_SIZE;
 /// How many pages may be used so that the kernel, the disk's buffers and the rest have enough.
 pub fn pages_that_fit() -> Result<usize> {
     let path = "/proc/meminfo";
-    let text = std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read, is /proc mounted?"))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read, is /proc mounted?"))?;
     let available: usize = text
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse().ok())
@@ -23,7 +24,9 @@ pub fn pages_that_fit() -> Result<usize> {
 pub fn allocate(pages: usize) -> Result<(*mut u64, &'static mut [u32])> {
     let bytes = (pages * PAGE_SIZE).max(PAGE_SIZE);
     // SAFETY: a new anonymous mapping at an address that the kernel chooses touches nothing that exists.
-    let base = unsafe { mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }
-        .with_context(|| format!("{bytes} bytes cannot be mapped, lower xferry.mib"))?;
+    let base = unsafe {
+        mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+    }
+    .with_context(|| format!("{bytes} bytes cannot be mapped, lower xferry.mib"))?;
     Ok((base.cast(), vec![0; pages].leak()))
 }

@@ -41,6 +41,10 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub queues: u32,
 
+    /// The Linux guest reads its disk as hard as it can, and QEMU reads it with O_DIRECT
+    #[arg(long)]
+    pub disk_load: bool,
+
     /// How often the VM goes there and back
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,

@@ -14,6 +14,8 @@ pub struct Checks {
     /// Pages that the guest found changed, since it was started; `None` if it says nothing on the
     /// destination.
     pub guest_errors: Option<u64>,
+    /// The guest has verified every page since it runs there.
+    pub memory_swept: bool,
     /// The guest's counter goes on, on the destination's serial line.
     pub counter_continues: bool,
     /// The switch's port to the VM before the migration.
@@ -64,11 +66,7 @@ impl Checks {
                 report.verified() == Some(true),
                 report.get("/verified").map_or_else(|| "not in the report".to_owned(), ToString::to_string),
             ),
-            verdict(
-                "guest found no changed page",
-                self.guest_errors == Some(0),
-                shown(self.guest_errors, " errors"),
-            ),
+            self.guest_verified(),
             verdict(
                 "guest's counter continues",
                 self.counter_continues,
@@ -105,6 +103,19 @@ impl Checks {
         list
     }
 
+    fn guest_verified(&self) -> Verdict {
+        let errors = self
+            .guest_errors
+            .map_or_else(|| "it says nothing".to_owned(), |errors| format!("{errors} errors"));
+        let swept =
+            if self.memory_swept { "every page verified since" } else { "not every page verified since" };
+        Verdict {
+            what: "guest found no changed page",
+            holds: self.guest_errors == Some(0) && self.memory_swept,
+            seen: format!("{errors}, {swept}"),
+        }
+    }
+
     /// QEMU announces itself as well, so one frame is not enough to show that all of the agent's came.
     fn announced(&self, report: &Report) -> Verdict {
         let sent = report.count("/announce/rarp-sent").unwrap_or_default();
@@ -134,10 +145,6 @@ fn status(report: &Report) -> String {
     }
 }
 
-fn shown(value: Option<u64>, unit: &str) -> String {
-    value.map_or_else(|| "it says nothing".to_owned(), |value| format!("{value}{unit}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +152,7 @@ mod tests {
     fn good() -> Checks {
         Checks {
             guest_errors: Some(0),
+            memory_swept: true,
             counter_continues: true,
             fdb_before: Some("port-a".into()),
             fdb_after: Some("port-b".into()),
@@ -183,6 +191,7 @@ mod tests {
         assert_eq!(failures(&good(), "{}"), ["completed", "RAM equal on both sides"]);
         let cases = [
             (Checks { guest_errors: None, ..good() }, "guest found no changed page"),
+            (Checks { memory_swept: false, ..good() }, "guest found no changed page"),
             (Checks { fdb_after: Some("port-a".into()), ..good() }, "switch learned the move"),
             (Checks { rarp_captured: 0, ..good() }, "RARP reached the client"),
             (Checks { rarp_too_early: Some(1), ..good() }, "none before the VM ran there"),

@@ -18,8 +18,12 @@ use crate::probe::{
 const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
 /// How long the VM's services may take to be there after the guest is up.
 const SERVICE_LIMIT: Duration = Duration::from_secs(20);
-/// How long the guest may take to show that it goes on. A translated guest reports about once a second.
+/// How long the guest may take to show that it goes on.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to have looked at all its memory. A sweep takes a second, on a busy host a few.
+const SWEEP_LIMIT: Duration = Duration::from_secs(60);
+/// So many more completed sweeps mean that every page was verified since: the first may have begun before.
+const SWEEPS: u64 = 2;
 /// How long the source's QEMU may take to end after the migration.
 const SOURCE_END_LIMIT: Duration = Duration::from_secs(10);
 /// A TCP stream that lost segments needs a few doubled retransmission times.
@@ -140,14 +144,6 @@ impl<'a> Watch<'a> {
         let patience = |limit: Duration| if completed { limit } else { Duration::ZERO };
         let mut checks = Checks { fdb_before: before.fdb.clone(), ..Checks::default() };
         checks.source_gone = self.lab.host(source).wait_vm_gone(patience(SOURCE_END_LIMIT)).is_ok();
-        // The source's last word, now that it can say no more.
-        let last = serial(self.lab, source).latest().map(|report| report.count);
-        let there = serial(self.lab, source.other());
-        let continued = wait_for("the guest's counter", patience(PROGRESS_LIMIT), || {
-            Ok(there.latest().filter(|report| Some(report.count) > last))
-        });
-        checks.counter_continues = continued.is_ok();
-        checks.guest_errors = continued.ok().map(|report| report.errors);
         if let (Some(network), Some(begin)) = (&self.network, before.ping) {
             checks.tcp_stream_alive = Some(network.tcp.check_alive(TCP_LIMIT).is_ok());
             let figures = network.ping.figures(begin, network.ping.mark());
@@ -155,6 +151,7 @@ impl<'a> Watch<'a> {
             checks.pings_lost = Some(figures.lost);
             checks.longest_gap_ms = Some(figures.longest_gap.as_secs_f64() * 1000.0);
         }
+        self.ask_guest(source, &mut checks, patience);
         self.rarp.wait_quiet(RARP_QUIET, RARP_LIMIT)?;
         checks.fdb_after = self.fdb()?;
         checks.owner_count = owner_count(&self.vms)?;
@@ -164,6 +161,22 @@ impl<'a> Watch<'a> {
         checks.rarp_captured = frames.len() as u64;
         checks.rarp_too_early = resume.map(|resume| frames.iter().filter(|&&at| at < resume).count() as u64);
         Ok(checks)
+    }
+
+    /// What the guest says of itself: its source's serial line is silent by now, so that has its last word.
+    fn ask_guest(&self, source: Side, checks: &mut Checks, patience: impl Fn(Duration) -> Duration) {
+        let last = serial(self.lab, source).latest().map(|report| report.count);
+        let mut there = serial(self.lab, source.other());
+        let continued = wait_for("the guest's counter", patience(PROGRESS_LIMIT), || {
+            Ok(there.latest().filter(|report| Some(report.count) > last))
+        });
+        let Ok(first) = continued else { return };
+        checks.counter_continues = true;
+        let swept = wait_for("the guest's sweeps", patience(SWEEP_LIMIT), || {
+            Ok(there.latest().filter(|report| report.sweeps >= first.sweeps + SWEEPS))
+        });
+        checks.memory_swept = swept.is_ok();
+        checks.guest_errors = there.latest().map(|report| report.errors);
     }
 
     /// When the VM last stopped on the source and first ran on the destination. The source may have stopped and gone

@@ -51,6 +51,7 @@ fn clean(prefix: &str) -> Result<bool> {
 
 /// Whether every check holds.
 fn run(args: &Args) -> Result<bool> {
+    println!("preparing the {} guest …", vm::kind_name(args.guest));
     let (image, accel) = vm::prepare(args)?;
     let lab = Lab::new(lab_config(args))?;
     picture::print(args, accel, &lab);

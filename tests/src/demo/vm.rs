@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::args::{Args, Guest};
 use crate::guest::{self, Fill, GuestImage, GuestParams, Rate, SerialLog};
-use crate::lab::plan::VM_IP;
+use crate::lab::plan::{PREFIX_LEN, VM_IP};
 use crate::lab::{Accel, Disk, Lab, Side, VmConfig, tail};
 
 /// How long a Linux guest may take to show that it runs under KVM: some hosts offer `/dev/kvm` but
@@ -35,8 +35,10 @@ pub(super) fn prepare(args: &Args) -> Result<(GuestImage, Accel)> {
     let accel = match (args.accel.chosen(), args.guest) {
         (Some(accel), _) => accel,
         (None, Guest::Bare) => Accel::Kvm,
-        (None, Guest::Linux) if guest::linux_runs_under_kvm(&image, KVM_PROBE_LIMIT) => Accel::Kvm,
-        (None, Guest::Linux) => Accel::Tcg,
+        (None, Guest::Linux) => {
+            let runs = guest::linux_runs_under_kvm(&image, KVM_PROBE_LIMIT);
+            if runs.context("trying the guest under KVM")? { Accel::Kvm } else { Accel::Tcg }
+        }
     };
     Ok((image, accel))
 }
@@ -49,8 +51,8 @@ pub(super) fn config(args: &Args, image: &GuestImage, accel: Accel) -> VmConfig 
         mib: args.working_set,
         rate: Rate::PerSecond(args.rate.unwrap_or(default_rate)),
         fill: Fill::Random,
-        ip: linux.then(|| VM_IP.to_string()),
-        disk_read: linux,
+        ip: linux.then(|| format!("{VM_IP}/{PREFIX_LEN}")),
+        disk_read: linux && args.disk_load,
     };
     VmConfig {
         accel,
@@ -58,7 +60,7 @@ pub(super) fn config(args: &Args, image: &GuestImage, accel: Accel) -> VmConfig 
         kernel: image.kernel.clone(),
         initrd: image.initrd.clone(),
         append: image.cmdline(&params),
-        disk: linux.then_some(Disk::Cached),
+        disk: linux.then_some(if args.disk_load { Disk::Direct } else { Disk::Cached }),
         extra: Vec::new(),
     }
 }

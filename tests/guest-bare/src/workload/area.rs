@@ -21,12 +21,7 @@ impl Area {
     /// else in this program. `generations` holds that many zeroes.
     pub unsafe fn new(base: *mut u64, pages: usize, generations: &'static mut [u32], fill: Fill) -> Self {
         assert!(pages == generations.len() && pages <= u32::MAX as usize);
-        Area {
-            base,
-            generations,
-            fill,
-            sum: 0,
-        }
+        Area { base, generations, fill, sum: 0 }
     }
 
     /// Number of pages.
@@ -101,10 +96,5 @@ impl Area {
 }
 
 fn mismatch(number: usize, bad: BadWord) -> Mismatch {
-    Mismatch::Page {
-        number,
-        word: bad.word,
-        want: bad.want,
-        got: bad.got,
-    }
+    Mismatch::Page { number, word: bad.word, want: bad.want, got: bad.got }
 }

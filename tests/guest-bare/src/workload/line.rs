@@ -13,10 +13,7 @@ pub struct Line {
 impl Line {
     /// Formats a text and ends it with a newline.
     pub fn new(text: fmt::Arguments) -> Self {
-        let mut line = Line {
-            bytes: [0; CAPACITY],
-            used: 0,
-        };
+        let mut line = Line { bytes: [0; CAPACITY], used: 0 };
         // An error is a text that was cut off, which is what shall happen to it.
         let _ = fmt::write(&mut line, text);
         line.bytes[line.used] = b'\n';

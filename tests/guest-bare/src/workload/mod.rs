@@ -13,9 +13,9 @@ mod run;
 
 pub use area::Area;
 pub use line::Line;
+pub use page::PAGE_SIZE;
 #[allow(unused_imports, reason = "only the Linux guest needs it")]
 pub use page::mix;
-pub use page::PAGE_SIZE;
 pub use params::Params;
 #[allow(unused_imports, reason = "only the Linux guest keeps them")]
 pub use report::{Counters, Mismatch};

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn reads_what_it_knows() {
-        let params = Params::parse("console=ttyS0 xferry.mib=12 xferry.rate=max xferry.fill=random xferry.disk=read");
+        let params =
+            Params::parse("console=ttyS0 xferry.mib=12 xferry.rate=max xferry.fill=random xferry.disk=read");
         assert_eq!((params.mib, params.pages()), (12, 3072));
         assert_eq!((params.rate, params.fill), (Rate::Max, Fill::Random));
         assert!(params.disk_read && !params.spin);

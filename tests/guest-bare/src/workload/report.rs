@@ -56,15 +56,8 @@ pub struct Counters {
 
 /// The line that is printed ten times a second.
 pub fn report_line(counters: &Counters) -> Line {
-    let Counters {
-        count,
-        errors,
-        sweeps,
-        disk,
-    } = counters;
-    Line::new(format_args!(
-        "xferry-guest count={count} errors={errors} sweeps={sweeps} disk={disk}"
-    ))
+    let Counters { count, errors, sweeps, disk } = counters;
+    Line::new(format_args!("xferry-guest count={count} errors={errors} sweeps={sweeps} disk={disk}"))
 }
 
 /// The line that describes an error, unless there were enough of them; `errors` includes this one.
@@ -73,18 +66,15 @@ pub fn error_line(mismatch: &Mismatch, errors: u64) -> Option<Line> {
         return None;
     }
     Some(match *mismatch {
-        Mismatch::Page {
-            number,
-            word,
-            want,
-            got,
-        } => Line::new(format_args!(
+        Mismatch::Page { number, word, want, got } => Line::new(format_args!(
             "xferry-guest ERROR {number} want={want:#018x} got={got:#018x} word={word}"
         )),
-        Mismatch::Disk { offset, want, got } => Line::new(format_args!(
-            "xferry-guest ERROR disk:{offset:#x} want={want:#018x} got={got:#018x}"
-        )),
-        Mismatch::Table { want, got } => Line::new(format_args!("xferry-guest ERROR table want={want} got={got}")),
+        Mismatch::Disk { offset, want, got } => {
+            Line::new(format_args!("xferry-guest ERROR disk:{offset:#x} want={want:#018x} got={got:#018x}"))
+        }
+        Mismatch::Table { want, got } => {
+            Line::new(format_args!("xferry-guest ERROR table want={want} got={got}"))
+        }
     })
 }
 
@@ -97,10 +87,7 @@ pub struct Reporter {
 impl Reporter {
     /// A report is due at once, then ten times a second.
     pub fn new(ticks_per_second: u64) -> Self {
-        Reporter {
-            interval: ticks_per_second / REPORTS_PER_SECOND,
-            last: None,
-        }
+        Reporter { interval: ticks_per_second / REPORTS_PER_SECOND, last: None }
     }
 
     /// Is it time? Also when the clock went back.

@@ -86,7 +86,7 @@ impl Workload {
             self.counters.count += 1;
             // Upper half of the product: a number below the number of pages.
             let random = mix(self.counters.count);
-            let number = (u128::from(random) * self.area.pages() as u128 >> 64) as usize;
+            let number = ((u128::from(random) * self.area.pages() as u128) >> 64) as usize;
             if let Some(mismatch) = self.area.visit(number) {
                 self.counters.errors += 1;
                 on_error(&mismatch, self.counters.errors);
@@ -117,10 +117,7 @@ impl Workload {
             self.finish_sweep(on_error);
         }
         let now = clock();
-        self.rest = Rest {
-            since: now,
-            ticks: now.saturating_sub(start) * SWEEP_REST,
-        };
+        self.rest = Rest { since: now, ticks: now.saturating_sub(start) * SWEEP_REST };
     }
 
     fn finish_sweep(&mut self, on_error: &mut impl FnMut(&Mismatch, u64)) {

@@ -1,0 +1,184 @@
+//! The agent's API: HTTP and JSON on a unix socket, for the command line and for orchestrators.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path as UrlPath, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+
+use super::{Agent, AgentError, outgoing, port::PortStatus};
+use crate::{
+    control::VerifyMode,
+    report::{Recorder, Report},
+};
+
+/// `POST /v1/migrations` and `/v1/check`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Name of the VM on this host.
+    pub vm: String,
+    /// Name or control address of the host to go to.
+    pub to: String,
+    /// Limit on the wire, MiB/s.
+    pub bandwidth_mib: Option<u64>,
+    /// Longest blackout that the last round may be predicted to cause, ms.
+    pub downtime_limit_ms: Option<u64>,
+    /// Limit for everything before the handover, s.
+    pub timeout_s: Option<u64>,
+    /// Whether and how to prove that RAM is equal.
+    pub verify: Option<VerifyMode>,
+}
+
+/// Answer to `POST /v1/migrations`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// Id of the migration.
+    pub id: String,
+}
+
+/// Answer to `GET /v1/migrations/ID`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Progress {
+    /// The report as it stands.
+    pub report: Report,
+    /// Pages of the current round that were looked at so far.
+    pub pages_done: u64,
+}
+
+/// Answer to `POST /v1/migrations/ID/cancel`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CancelAnswer {
+    /// The migration that is being cancelled.
+    pub id: String,
+}
+
+/// Answer to `POST /v1/check`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckAnswer {
+    /// Whether a migration would begin.
+    pub ok: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// What was found: transport, scan mode, notes.
+    pub report: Report,
+}
+
+/// Answer to `GET /v1/status`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StatusAnswer {
+    /// Name of the host.
+    pub name: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Whether anything is encrypted.
+    pub encrypted: bool,
+    /// The migration NIC.
+    pub port: PortStatus,
+    /// Migrations from here.
+    pub leaving: Vec<Report>,
+    /// VMs on their way to here.
+    pub arriving: Vec<String>,
+    /// The last migrations from here, newest first.
+    pub recent: Vec<Report>,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorAnswer {
+    /// What is wrong and what to do.
+    pub error: String,
+}
+
+impl IntoResponse for AgentError {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::UnknownMigration(_) | Self::Definition(crate::vmm::DefinitionError::Unknown { .. }) => StatusCode::NOT_FOUND,
+            Self::AlreadyMigrating { .. } => StatusCode::CONFLICT,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        (status, Json(ErrorAnswer { error: self.to_string() })).into_response()
+    }
+}
+
+/// Binds the socket, for root and its group only. One left over from an agent that is gone is replaced.
+pub(super) fn bind(path: &Path) -> Result<UnixListener, AgentError> {
+    let failed = |error: std::io::Error| AgentError::Host(format!("cannot listen on the API socket {}: {error}", path.display()));
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(AgentError::Host(format!(
+            "another agent is serving {}: stop it, or give this one another socket",
+            path.display()
+        )));
+    }
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers until the listener fails.
+pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/check", post(check))
+        .route("/v1/migrations", post(start))
+        .route("/v1/migrations/{id}", get(progress))
+        .route("/v1/migrations/{id}/cancel", post(cancel))
+        .route("/v1/cancel", post(cancel_only))
+        .route("/v1/reports/latest", get(latest))
+        .with_state(agent);
+    axum::serve(listener, router).await
+}
+
+async fn status(State(agent): State<Arc<Agent>>) -> Response {
+    Json(agent.status()).into_response()
+}
+
+async fn start(State(agent): State<Arc<Agent>>, Json(request): Json<MigrateRequest>) -> Result<Json<Started>, AgentError> {
+    Ok(Json(Started { id: agent.start(request)? }))
+}
+
+async fn progress(State(agent): State<Arc<Agent>>, UrlPath(id): UrlPath<String>) -> Result<Json<Progress>, AgentError> {
+    Ok(Json(agent.progress(&id)?))
+}
+
+async fn cancel(State(agent): State<Arc<Agent>>, UrlPath(id): UrlPath<String>) -> Result<Json<CancelAnswer>, AgentError> {
+    Ok(Json(CancelAnswer { id: agent.cancel(Some(&id))? }))
+}
+
+async fn cancel_only(State(agent): State<Arc<Agent>>) -> Result<Json<CancelAnswer>, AgentError> {
+    Ok(Json(CancelAnswer { id: agent.cancel(None)? }))
+}
+
+async fn latest(State(agent): State<Arc<Agent>>) -> Result<Json<Report>, AgentError> {
+    let report = agent.history.recent(1).into_iter().next();
+    Ok(Json(report.ok_or_else(|| AgentError::Host("no migration has left this host yet".into()))?))
+}
+
+async fn check(State(agent): State<Arc<Agent>>, Json(request): Json<MigrateRequest>) -> Result<Json<CheckAnswer>, AgentError> {
+    let definition = crate::vmm::VmDefinition::read(&agent.config.vms_dir, &request.vm)?;
+    let peer = agent.config.peer(&request.to)?;
+    let record = Recorder::new(Report {
+        vm: request.vm.clone(),
+        source: agent.config.name.clone(),
+        destination: request.to.clone(),
+        ..Report::default()
+    });
+    let result = outgoing::check(&agent, &definition, peer, &request, &record).await;
+    let reason = result.err().map(|error| error.to_string());
+    Ok(Json(CheckAnswer { ok: reason.is_none(), reason, report: record.snapshot() }))
+}

@@ -1,0 +1,256 @@
+//! The agent of one host: owns the migration NIC, runs migrations, answers the operator and other agents.
+
+mod api;
+mod config;
+mod history;
+mod incoming;
+mod outgoing;
+mod port;
+mod worker;
+
+pub use api::{CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, Started, StatusAnswer};
+pub use config::{AgentConfig, ConfigError};
+pub use port::{Port, PortStatus};
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    control::{self, ControlError, split},
+    migration::{Cancel, DestinationMigration},
+    report::{Recorder, Report, Status},
+};
+use history::History;
+use incoming::IncomingHost;
+
+/// Everything an agent keeps.
+pub struct Agent {
+    config: AgentConfig,
+    port: Arc<Port>,
+    history: History,
+    active: Mutex<HashMap<String, Active>>,
+    arriving: Mutex<Vec<String>>,
+}
+
+/// A migration that leaves this host.
+#[derive(Clone)]
+struct Active {
+    record: Recorder,
+    cancel: Arc<watch::Sender<bool>>,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The migration.
+    #[error(transparent)]
+    Migration(#[from] crate::migration::MigrationError),
+    /// The VM's definition.
+    #[error(transparent)]
+    Definition(#[from] crate::vmm::DefinitionError),
+    /// Something about this host.
+    #[error("{0}")]
+    Host(String),
+    /// There is no such migration.
+    #[error("there is no migration {0:?} on this host; `xferry status` lists them")]
+    UnknownMigration(String),
+    /// The VM is already on its way.
+    #[error("VM {vm} is already being migrated ({id}); `xferry cancel {id}` stops that")]
+    AlreadyMigrating {
+        /// The VM.
+        vm: String,
+        /// Its migration.
+        id: String,
+    },
+}
+
+impl Agent {
+    /// Takes the NIC and serves until asked to stop (SIGTERM, SIGINT).
+    ///
+    /// # Errors
+    /// When the NIC, the control address or the API socket cannot be had.
+    pub async fn serve(config: AgentConfig) -> Result<(), AgentError> {
+        let host = |error: std::io::Error| AgentError::Host(format!("the agent cannot run: {error}"));
+        if !crate::memory::supports_scan() {
+            return Err(AgentError::Host(
+                "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
+            ));
+        }
+        let history = History::open(&config.state_dir).map_err(|error| {
+            AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
+        })?;
+        let listener = control::listen(config.control.listen).map_err(crate::migration::MigrationError::from)?;
+        let port = Arc::new(Port::open(&config.migration)?);
+        let api = api::bind(&config.socket)?;
+        let agent = Arc::new(Self { port, history, active: Mutex::default(), arriving: Mutex::default(), config });
+        port::log_xdp(&agent.port);
+        tracing::info!(
+            name = agent.config.name,
+            control = %agent.config.control.listen,
+            nic = agent.config.migration.interface,
+            "agent ready; control channel and pages are NOT encrypted (insecure = true)"
+        );
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
+        let stopped = tokio::select! {
+            result = api::serve(api, Arc::clone(&agent)) => result.map_err(host),
+            () = accept(listener, Arc::clone(&agent)) => Ok(()),
+            _ = terminate.recv() => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        };
+        agent.wind_down().await;
+        let _ = std::fs::remove_file(&agent.config.socket);
+        stopped
+    }
+
+    /// Cancels what can be cancelled, so that every VM runs when the agent ends.
+    async fn wind_down(&self) {
+        for active in self.active().values() {
+            let _ = active.cancel.send(true);
+        }
+        for _ in 0..500 {
+            if self.active().is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        tracing::warn!("a migration did not end within 10 s; its VM is where `xferry status` last said");
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, Vec<String>> {
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a migration; it goes on whoever asked for it dies. Returns its id.
+    fn start(self: &Arc<Self>, request: MigrateRequest) -> Result<String, AgentError> {
+        let definition = crate::vmm::VmDefinition::read(&self.config.vms_dir, &request.vm)?;
+        let peer = self.config.peer(&request.to)?;
+        let id = self.history.next_id(&self.config.name);
+        let (cancel, cancelled) = Cancel::pair();
+        let record = Recorder::new(Report {
+            id: id.clone(),
+            vm: request.vm.clone(),
+            source: self.config.name.clone(),
+            destination: request.to.clone(),
+            ..Report::default()
+        });
+        {
+            let mut active = self.active();
+            if let Some((id, _)) = active.iter().find(|(_, other)| other.record.snapshot().vm == request.vm) {
+                return Err(AgentError::AlreadyMigrating { vm: request.vm, id: id.clone() });
+            }
+            active.insert(id.clone(), Active { record: record.clone(), cancel: Arc::new(cancel) });
+        }
+        let agent = Arc::clone(self);
+        let key = id.clone();
+        tokio::spawn(async move {
+            outgoing::migrate(&agent, &definition, peer, request, record.clone(), cancelled).await;
+            agent.history.store(&record.snapshot());
+            agent.active().remove(&key);
+        });
+        Ok(id)
+    }
+
+    fn cancel(&self, id: Option<&str>) -> Result<String, AgentError> {
+        let active = self.active();
+        let (id, migration) = match id {
+            Some(id) => active.get_key_value(id).ok_or_else(|| AgentError::UnknownMigration(id.to_owned()))?,
+            None if active.len() > 1 => {
+                return Err(AgentError::Host("several migrations are going on: name one (`xferry status` lists them)".into()));
+            }
+            None => active.iter().next().ok_or_else(|| AgentError::Host("no migration is going on on this host".into()))?,
+        };
+        // Nobody listens only when it has just ended.
+        let _ = migration.cancel.send(true);
+        Ok(id.clone())
+    }
+
+    fn progress(&self, id: &str) -> Result<Progress, AgentError> {
+        if let Some(active) = self.active().get(id) {
+            return Ok(Progress { report: active.record.snapshot(), pages_done: active.record.pages_done() });
+        }
+        let report = self.history.read(id).ok_or_else(|| AgentError::UnknownMigration(id.to_owned()))?;
+        Ok(Progress { report, pages_done: 0 })
+    }
+
+    fn status(&self) -> StatusAnswer {
+        StatusAnswer {
+            name: self.config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            encrypted: false,
+            port: self.port.status(),
+            leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
+            arriving: self.arriving().clone(),
+            recent: self.history.recent(10),
+        }
+    }
+}
+
+/// Serves other agents.
+async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let agent = Arc::clone(&agent);
+                tokio::spawn(async move {
+                    if let Err(error) = control::tune(&stream) {
+                        tracing::warn!(%peer, %error, "connection not usable");
+                        return;
+                    }
+                    let mut channel = split(stream);
+                    let mut host = IncomingHost::new(Arc::clone(&agent));
+                    let migration = DestinationMigration::new(
+                        &mut host,
+                        &mut channel,
+                        agent.config.name.clone(),
+                        agent.config.limits,
+                    );
+                    match migration.run().await {
+                        Ok(()) => tracing::info!(%peer, "a VM has arrived"),
+                        Err(error) => tracing::info!(%peer, %error, "no VM has arrived"),
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Reads the configuration file and serves.
+///
+/// # Errors
+/// [`AgentError`].
+pub async fn run(config: &Path) -> Result<(), AgentError> {
+    Agent::serve(AgentConfig::read(config)?).await
+}
+
+impl From<ControlError> for AgentError {
+    fn from(error: ControlError) -> Self {
+        Self::Migration(error.into())
+    }
+}
+
+/// Ends a report that never got as far as a migration.
+fn refuse(record: &Recorder, error: &dyn std::fmt::Display) {
+    let total = record.elapsed_ms();
+    record.update(|report| {
+        report.status = Status::Failed;
+        report.phase = crate::migration::Phase::Ended;
+        report.error_desc = Some(error.to_string());
+        report.total_time = total;
+    });
+}

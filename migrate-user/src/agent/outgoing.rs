@@ -1,0 +1,493 @@
+//! A VM leaves this host: QEMU, its memory and the page stream behind the source's state machine.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    Agent, MigrateRequest,
+    port::{LeasedSink, Port},
+    refuse,
+};
+use crate::{
+    control::{self, Prepare, Prepared, split},
+    datapath::{Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError},
+    memory::{
+        Access, AtomicPageSet, Digest, DirtyTracker, Mapping, MemoryError, PageHashes, PageSet, RESERVE_CHUNK, RamFile,
+        RamLayout, data_extents,
+    },
+    migration::{Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan},
+    network::{AttachMode, Nic},
+    report::Recorder,
+    vmm::{Qmp, QemuSource, VmDefinition, VmFacts, VmmError, inspect},
+};
+
+/// First source port of the page stream; each lane has its own, so that the receiver's NIC spreads them.
+const FIRST_SOURCE_PORT: u16 = 49_152;
+/// Longest predicted blackout when the operator says nothing (QEMU's `downtime-limit`).
+const DEFAULT_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
+
+/// All that is needed to migrate or to check.
+struct Departure {
+    vm: QemuSource,
+    memory: GuestMemory,
+    host: OutgoingHost,
+    plan: SourcePlan,
+    channel: control::StreamChannel<tokio::net::TcpStream>,
+}
+
+/// Runs one migration to its end; the report says how it ended.
+pub(super) async fn migrate(
+    agent: &Agent,
+    definition: &VmDefinition,
+    peer: SocketAddr,
+    request: MigrateRequest,
+    record: Recorder,
+    cancel: Cancel,
+) {
+    match depart(agent, definition, peer, &request, &record).await {
+        Ok(mut departure) => {
+            let Departure { vm, memory, host, plan, channel } = &mut departure;
+            SourceMigration::new(vm, memory, host, channel, plan.clone(), record).run(cancel).await;
+        }
+        Err(error) => refuse(&record, &error),
+    }
+}
+
+/// Does everything up to the first page and takes it back. What was found worth saying is in the report's notes.
+pub(super) async fn check(
+    agent: &Agent,
+    definition: &VmDefinition,
+    peer: SocketAddr,
+    request: &MigrateRequest,
+    record: &Recorder,
+) -> Result<(), MigrationError> {
+    let mut departure = depart(agent, definition, peer, request, record).await?;
+    departure.plan.prepare.check_only = true;
+    let Departure { vm, memory, host, plan, channel } = &mut departure;
+    SourceMigration::new(vm, memory, host, channel, plan.clone(), record.clone()).check().await
+}
+
+async fn depart(
+    agent: &Agent,
+    definition: &VmDefinition,
+    peer: SocketAddr,
+    request: &MigrateRequest,
+    record: &Recorder,
+) -> Result<Departure, MigrationError> {
+    let qmp = Qmp::connect(&definition.qmp).await.map_err(VmmError::from)?;
+    let facts = inspect(&qmp).await?;
+    let unfit = |reason: String| MigrationError::from(VmmError::Unfit { vm: definition.name.clone(), reason });
+    if !facts.obstacles.is_empty() {
+        return Err(unfit(facts.obstacles.join("; ")));
+    }
+    if facts.status != "running" {
+        return Err(unfit(format!("it is not running but {}: `cont` it first", facts.status)));
+    }
+    let nic = agent.port.nic()?;
+    let quiesced = !facts.direct_nodes.is_empty();
+    record.update(|report| {
+        report.scan_mode = if quiesced {
+            format!("quiesced: block node {} uses O_DIRECT, whose DMA a live scan can miss", facts.direct_nodes.join(", "))
+        } else {
+            "live".into()
+        };
+        report.transport.mode = "af-xdp staged".into();
+        report.transport.xdp_mode = match agent.port.attach_mode() {
+            AttachMode::Driver => "driver".into(),
+            AttachMode::Generic => "generic".into(),
+        };
+        report.transport.zero_copy = agent.port.binding().zero_copy;
+        report.transport.mtu = nic.mtu;
+        report.transport.lanes = agent.port.lanes();
+    });
+    let layout = RamLayout::new(facts.backends.clone());
+    record.update(|report| {
+        report.ram.total = layout.bytes();
+        report.ram.page_size = migrate_common::PAGE_SIZE as u64;
+    });
+    let memory = GuestMemory::open(facts.pid, layout, &facts)?;
+    let session = rand::random();
+    let host = OutgoingHost::open(agent, &nic, session, request, &memory, record)?;
+    let prepare = Prepare {
+        session,
+        vm: definition.name.clone(),
+        vmm_version: facts.version.clone(),
+        machine: facts.machine.clone(),
+        backends: facts.backends.clone(),
+        macs: facts.nics.iter().map(|nic| nic.mac).collect(),
+        populated: memory.populated_chunks()?,
+        mtu: nic.mtu,
+        single_buffer: !agent.port.binding().multi_buffer,
+        ip: nic.address(),
+        mac: nic.mac,
+        feedback_ports: host.feedback_ports()?,
+        verify: request.verify,
+        check_only: false,
+    };
+    let stream = control::connect(peer, Some(agent.config.control.listen.ip())).await?;
+    Ok(Departure {
+        vm: QemuSource::new(definition.name.clone(), qmp),
+        memory,
+        host,
+        plan: SourcePlan {
+            own_name: agent.config.name.clone(),
+            peer_name: request.to.clone(),
+            prepare,
+            quiesced,
+            downtime_limit: request.downtime_limit_ms.map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
+            timeout: request.timeout_s.map(Duration::from_secs),
+            limits: agent.config.limits,
+        },
+        channel: split(stream),
+    })
+}
+
+/// The leaving VM's RAM and its tracker.
+struct GuestMemory {
+    pid: u32,
+    layout: Arc<RamLayout>,
+    mappings: Arc<Vec<Mapping>>,
+    sent: Arc<AtomicPageSet>,
+    files: Option<Vec<RamFile>>,
+    tracker: Option<DirtyTracker>,
+}
+
+impl GuestMemory {
+    fn open(pid: u32, layout: RamLayout, facts: &VmFacts) -> Result<Self, MigrationError> {
+        let mappings = facts
+            .files
+            .iter()
+            .map(|file| Mapping::new(file.open(false)?, file.path.clone(), Access::Read))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (mapping, backend) in mappings.iter().zip(layout.backends()) {
+            if mapping.pages() * (migrate_common::PAGE_SIZE as u64) < backend.size {
+                return Err(MigrationError::Host(format!(
+                    "{} is smaller than memory backend {}: was it truncated under the running VM?",
+                    mapping.path().display(),
+                    backend.id
+                )));
+            }
+        }
+        // Looked up again rather than taken from the facts: the tracker owns its list.
+        let files = facts
+            .files
+            .iter()
+            .map(|file| RamFile { path: file.path.clone(), vmas: file.vmas.clone(), pid: file.pid, size: file.size })
+            .collect();
+        Ok(Self {
+            pid,
+            sent: Arc::new(AtomicPageSet::new(layout.pages())),
+            layout: Arc::new(layout),
+            mappings: Arc::new(mappings),
+            files: Some(files),
+            tracker: None,
+        })
+    }
+
+    /// Every page that exists in the RAM files.
+    fn existing(&self) -> Result<PageSet, MemoryError> {
+        let mut pages = PageSet::new(self.layout.pages());
+        for (index, mapping) in self.mappings.iter().enumerate() {
+            let first = self.layout.first_page(index);
+            let limit = self.layout.first_page(index + 1);
+            for extent in data_extents(mapping.file(), mapping.path())? {
+                pages.insert_range(first + extent.start, (first + extent.end).min(limit));
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Ranges of reservation chunks that hold pages, so that the destination can take memory for them early.
+    fn populated_chunks(&self) -> Result<Vec<(u64, u64)>, MemoryError> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in self.existing()?.runs() {
+            let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
+            match ranges.last_mut() {
+                Some((_, last)) if start <= *last => *last = end.max(*last),
+                _ => ranges.push((start, end)),
+            }
+        }
+        Ok(ranges)
+    }
+}
+
+impl SourceMemory for GuestMemory {
+    async fn begin(&mut self) -> Result<PageSet, MemoryError> {
+        tokio::task::block_in_place(|| {
+            let files = self.files.take().unwrap_or_default();
+            self.tracker = Some(DirtyTracker::install(self.pid, &self.layout, files)?);
+            // After protecting: a page that comes to be from here on is a page that was written.
+            self.existing()
+        })
+    }
+
+    async fn take_written(&mut self) -> Result<PageSet, MemoryError> {
+        match &mut self.tracker {
+            Some(tracker) => tokio::task::block_in_place(|| tracker.take_written()),
+            None => Ok(PageSet::new(self.layout.pages())),
+        }
+    }
+
+    async fn digest(&mut self) -> Result<Digest, MemoryError> {
+        tokio::task::block_in_place(|| {
+            let hashes = PageHashes::zeroed(self.layout.pages());
+            // Holes are zero pages, and reading one would fill it.
+            hashes.mark_all_stale(&self.existing()?);
+            hashes.refresh(&self.layout, &self.mappings);
+            Ok(hashes.digest())
+        })
+    }
+
+    fn release(&mut self) {
+        self.tracker = None;
+    }
+}
+
+/// This host's part: NIC, send queues, feedback sockets.
+struct OutgoingHost {
+    port: Arc<Port>,
+    nic: Nic,
+    session: u64,
+    bandwidth: Option<u64>,
+    sinks: Vec<LeasedSink>,
+    feedback: Vec<UdpSocket>,
+    layout: Arc<RamLayout>,
+    mappings: Arc<Vec<Mapping>>,
+    sent: Arc<AtomicPageSet>,
+    progress: Arc<AtomicU64>,
+}
+
+impl OutgoingHost {
+    fn open(
+        agent: &Agent,
+        nic: &Nic,
+        session: u64,
+        request: &MigrateRequest,
+        memory: &GuestMemory,
+        record: &Recorder,
+    ) -> Result<Self, MigrationError> {
+        let sinks = agent.port.lease_senders()?;
+        let feedback = sinks
+            .iter()
+            .map(|_| {
+                let socket = UdpSocket::bind(SocketAddr::new(nic.address(), 0))?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            })
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(|error| MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name)))?;
+        Ok(Self {
+            port: Arc::clone(&agent.port),
+            nic: nic.clone(),
+            session,
+            bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
+            sinks,
+            feedback,
+            layout: Arc::clone(&memory.layout),
+            mappings: Arc::clone(&memory.mappings),
+            sent: Arc::clone(&memory.sent),
+            progress: Arc::clone(record.progress()),
+        })
+    }
+
+    fn feedback_ports(&self) -> Result<Vec<u16>, MigrationError> {
+        self.feedback
+            .iter()
+            .map(|socket| socket.local_addr().map(|address| address.port()))
+            .collect::<std::io::Result<_>>()
+            .map_err(|error| MigrationError::Host(format!("a UDP socket has no address: {error}")))
+    }
+
+    /// Ethernet address for frames to `peer`: its own where it is a neighbour, else the gateway's.
+    fn next_hop(&self, peer: IpAddr, peer_mac: [u8; 6]) -> Result<[u8; 6], MigrationError> {
+        if self.nic.on_link(peer) {
+            return Ok(peer_mac);
+        }
+        crate::network::gateway_mac(&self.nic.name, peer).ok_or_else(|| {
+            MigrationError::Host(format!(
+                "{peer} is not on the network of {}, and no gateway towards it is known there: give both migration NICs \
+                 addresses of one network, or add a route (`ip route add {peer} via … dev {}`) and ping it once",
+                self.nic.name, self.nic.name
+            ))
+        })
+    }
+}
+
+impl SourceHost for OutgoingHost {
+    type Stream = OutgoingStream;
+
+    async fn open_stream(&mut self, prepared: &Prepared) -> Result<OutgoingStream, MigrationError> {
+        let single = !self.port.binding().multi_buffer || prepared.single_buffer;
+        let own = Endpoint { mac: self.nic.mac.0, ip: self.nic.address() };
+        let peer = Endpoint { mac: self.next_hop(prepared.ip, prepared.mac.0)?, ip: prepared.ip };
+        let mtu = self.nic.mtu.min(prepared.mtu);
+        let lanes = self.sinks.len();
+        let mut senders = Vec::with_capacity(lanes);
+        let mut frames = None;
+        for (lane, (sink, feedback)) in self.sinks.drain(..).zip(self.feedback.drain(..)).enumerate() {
+            let path = FramePath::new(own, peer, FIRST_SOURCE_PORT + lane as u16, prepared.port);
+            let layout = FrameLayout::new(mtu, path.is_ipv6(), single)
+                .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
+            frames = Some(layout);
+            let config = LaneConfig {
+                session: self.session,
+                lane: lane as u16,
+                frames: layout,
+                path,
+                window: prepared.window,
+                bandwidth: self.bandwidth.map(|total| total / lanes as u64),
+            };
+            senders.push(LaneSender::new(config, sink, feedback));
+        }
+        let frames = frames.ok_or_else(|| MigrationError::Host("the page stream was opened twice".into()))?;
+        Ok(OutgoingStream {
+            lanes: senders,
+            frames,
+            stop: Arc::new(AtomicBool::new(false)),
+            rounds: Vec::new(),
+            layout: Arc::clone(&self.layout),
+            mappings: Arc::clone(&self.mappings),
+            sent: Arc::clone(&self.sent),
+            progress: Arc::clone(&self.progress),
+        })
+    }
+}
+
+type Lane = LaneSender<LeasedSink, UdpSocket>;
+
+/// The page stream over this host's send queues, a thread for each.
+struct OutgoingStream {
+    lanes: Vec<Lane>,
+    frames: FrameLayout,
+    /// Set when nobody waits for the senders any more.
+    stop: Arc<AtomicBool>,
+    rounds: Vec<LaneRound>,
+    layout: Arc<RamLayout>,
+    mappings: Arc<Vec<Mapping>>,
+    sent: Arc<AtomicPageSet>,
+    progress: Arc<AtomicU64>,
+}
+
+impl Drop for OutgoingStream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl OutgoingStream {
+    /// Runs `work` with the lanes on threads of their own. A caller that goes away leaves them to the stop flag.
+    async fn with_lanes<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Vec<Lane>, &AtomicBool) -> Result<T, SendError> + Send + 'static,
+    ) -> Result<T, MigrationError> {
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let stop = Arc::clone(&self.stop);
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&mut lanes, &stop);
+            (lanes, result)
+        });
+        let (lanes, result) =
+            task.await.map_err(|error| MigrationError::Host(format!("a sender thread failed: {error}")))?;
+        self.lanes = lanes;
+        Ok(result?)
+    }
+}
+
+impl PageStream for OutgoingStream {
+    async fn probe(&mut self, count: u32) -> Result<(), MigrationError> {
+        let frames = self.frames;
+        self.with_lanes(move |lanes, stop| match lanes.first_mut() {
+            Some(lane) => lane.probe(frames, count, stop),
+            None => Ok(()),
+        })
+        .await
+    }
+
+    async fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+        let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
+        let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
+        let rounds = self
+            .with_lanes(move |lanes, stop| {
+                let view = Pages { layout: &layout, mappings: &mappings, sent: &sent };
+                let borders = shares(&pages, lanes.len());
+                std::thread::scope(|scope| {
+                    let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
+                        let (from, to) = (border[0], border[1]);
+                        let numbers = pages.iter_from(from).take_while(move |&page| page < to);
+                        let progress = &progress;
+                        move || lane.send_round(epoch, view, numbers, stop, progress)
+                    });
+                    // The first lane's work is done by this thread.
+                    let own = work.next();
+                    let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+                    let mut rounds = Vec::with_capacity(others.len() + 1);
+                    rounds.extend(own.map(|work| work()));
+                    for thread in others {
+                        rounds.push(thread.join().unwrap_or_else(|_| {
+                            Err(SendError::Link(std::io::Error::other("a sender thread panicked")))
+                        }));
+                    }
+                    rounds.into_iter().collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .await?;
+        self.rounds = rounds;
+        Ok(RoundSent {
+            frames: self.rounds.iter().map(|round| round.frames).collect(),
+            data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
+            zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
+            wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
+        })
+    }
+
+    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
+        let mut again = PageSet::new(pages.bound());
+        for (index, (lane, round)) in self.lanes.iter_mut().zip(&self.rounds).enumerate() {
+            let mut lost = 0;
+            for losses in losses.iter().filter(|losses| usize::from(losses.lane) == index) {
+                round.lost_pages(losses, pages, &mut again);
+                lost += losses.missing.iter().map(|(start, end)| u64::from(end.saturating_sub(*start))).sum::<u64>();
+            }
+            lane.on_round(lost);
+        }
+        again
+    }
+}
+
+/// Cuts a set into `parts` ranges of page numbers with about as many pages each: `parts + 1` borders.
+fn shares(pages: &PageSet, parts: usize) -> Vec<u64> {
+    let share = pages.count().div_ceil(parts.max(1) as u64).max(1);
+    let mut borders = vec![0];
+    if parts > 1 {
+        let starts = pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
+        borders.extend(starts.map(|(_, page)| page).take(parts - 1));
+    }
+    borders.resize(parts + 1, pages.bound());
+    borders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_every_page_once() {
+        let mut pages = PageSet::new(1000);
+        (0..1000).filter(|page| page % 7 == 0 || *page > 900).for_each(|page| pages.insert(page));
+        for parts in 1..6 {
+            let borders = shares(&pages, parts);
+            assert_eq!(borders.len(), parts + 1);
+            let counts: Vec<usize> =
+                borders.windows(2).map(|b| pages.iter_from(b[0]).take_while(|&p| p < b[1]).count()).collect();
+            assert_eq!(counts.iter().sum::<usize>() as u64, pages.count());
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= parts);
+        }
+        assert_eq!(shares(&PageSet::new(10), 3), [0, 10, 10, 10]);
+    }
+}

@@ -1,0 +1,91 @@
+//! The command line: talks to the agent of this host.
+
+mod client;
+mod load;
+mod migrate;
+mod show;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use client::Client;
+
+/// Live migration of running virtual machines over a dedicated NIC.
+#[derive(Debug, Parser)]
+#[command(name = "xferry", version, max_term_width = 100)]
+pub struct Cli {
+    /// Unix socket of this host's agent
+    #[arg(long, global = true, default_value = xferry::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this host: owns the migration NIC, sends and receives VMs
+    Agent {
+        /// Configuration file (TOML)
+        #[arg(long, default_value = "/etc/xferry/agent.toml")]
+        config: PathBuf,
+    },
+    /// Would a migration work? Does everything up to the first page, and takes it back
+    Check(CheckArgs),
+    /// Move a running VM to another host. Ctrl-C cancels, and the VM stays where it is
+    Migrate(migrate::MigrateArgs),
+    /// What this host's agent is doing
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a migration; the VM stays where it is
+    Cancel {
+        /// Id of the migration; not needed when there is only one
+        id: Option<String>,
+    },
+    /// What a migration did
+    Report {
+        /// Id of the migration; the latest when not given
+        id: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attach the XDP program to a NIC and show its counters, without an agent
+    Load(load::LoadArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    /// Name of the VM on this host
+    vm: String,
+    /// Name or address of the host to go to
+    #[arg(long)]
+    to: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Carries the command out. Returns the exit code.
+///
+/// # Errors
+/// A sentence for the operator.
+pub async fn run(cli: Cli) -> Result<u8> {
+    let client = Client::new(cli.socket);
+    match cli.command {
+        Command::Agent { config } => {
+            xferry::agent::run(&config).await?;
+            Ok(0)
+        }
+        Command::Load(arguments) => load::run(&arguments),
+        Command::Migrate(arguments) => migrate::run(&client, arguments).await,
+        Command::Check(arguments) => show::check(&client, &arguments.vm, &arguments.to, arguments.json).await,
+        Command::Status { json } => show::status(&client, json).await,
+        Command::Report { id, json } => show::report(&client, id.as_deref(), json).await,
+        Command::Cancel { id } => show::cancel(&client, id.as_deref()).await,
+    }
+}

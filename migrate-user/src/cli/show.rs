@@ -1,0 +1,103 @@
+//! `check`, `status`, `report`, `cancel`.
+
+use anyhow::Result;
+use serde_json::Value;
+use xferry::{
+    agent::{CancelAnswer, CheckAnswer, MigrateRequest, Progress},
+    report::{self, Report},
+};
+
+use super::client::Client;
+
+pub async fn check(client: &Client, vm: &str, to: &str, json: bool) -> Result<u8> {
+    let request = MigrateRequest {
+        vm: vm.into(),
+        to: to.into(),
+        bandwidth_mib: None,
+        downtime_limit_ms: None,
+        timeout_s: None,
+        verify: None,
+    };
+    let answer: CheckAnswer = client.post("/v1/check", &request).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+    } else if let Some(reason) = &answer.reason {
+        println!("✗ {vm} cannot go to {to}: {reason}");
+    } else {
+        let report = &answer.report;
+        println!("✓ {vm} can go from {} to {}", report.source, report.destination);
+        println!("  transport   {}, XDP {}, MTU {}; receiver {}", report.transport.mode, report.transport.xdp_mode, report.transport.mtu, report.transport.receiver);
+        println!("  memory      {} MiB", report.ram.total >> 20);
+        println!("  dirty scan  {}", report.scan_mode);
+        for note in &report.notes {
+            println!("! {note}");
+        }
+    }
+    Ok(u8::from(!answer.ok))
+}
+
+pub async fn status(client: &Client, json: bool) -> Result<u8> {
+    let status: Value = client.get("/v1/status").await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+        return Ok(0);
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let port = &status["port"];
+    println!("{} (xferry {}){}", text(&status["name"]), text(&status["version"]), if status["encrypted"] == true { "" } else { ", NOT ENCRYPTED (insecure = true)" });
+    println!(
+        "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
+        text(&port["interface"]),
+        text(&port["address"]),
+        port["mtu"],
+        text(&port["xdp-mode"]),
+        if port["zero-copy"] == true { "zero-copy" } else { "copy mode" },
+        port["queues"]
+    );
+    let dropped: Vec<String> = port["drops"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|drop| drop["frames"] != 0)
+        .map(|drop| format!("{} {}", drop["frames"], text(&drop["reason"])))
+        .collect();
+    let dropped = if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") };
+    println!("  frames dropped by the XDP program: {dropped}; corrupt {}; without buffer {}", port["corrupt"], port["no-buffer"]);
+    let reports = |name: &str| -> Vec<Report> { serde_json::from_value(status[name].clone()).unwrap_or_default() };
+    for report in reports("leaving") {
+        println!("  leaving   {} {} to {}: {:?}, {} rounds, {:.1} s", report.id, report.vm, report.destination, report.phase, report.rounds.len(), report.total_time / 1e3);
+    }
+    for vm in status["arriving"].as_array().into_iter().flatten() {
+        println!("  arriving  {}", text(vm));
+    }
+    for report in reports("recent") {
+        let reason = report.error_desc.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        println!("  {:?}  {} {} to {}, blackout {:.1} ms{reason}", report.status, report.id, report.vm, report.destination, report.downtime);
+    }
+    Ok(0)
+}
+
+pub async fn report(client: &Client, id: Option<&str>, json: bool) -> Result<u8> {
+    let report: Report = match id {
+        Some(id) => client.get::<Progress>(&format!("/v1/migrations/{id}")).await?.report,
+        None => client.get("/v1/reports/latest").await?,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(0);
+    }
+    println!("{}: {} from {} to {}", report.id, report.vm, report.source, report.destination);
+    println!("{}", report::header());
+    for round in &report.rounds {
+        println!("{}", report::round_line(round, report.ram.page_size));
+    }
+    println!("\n{}", report::closing(&report));
+    Ok(0)
+}
+
+pub async fn cancel(client: &Client, id: Option<&str>) -> Result<u8> {
+    let path = id.map_or_else(|| "/v1/cancel".to_owned(), |id| format!("/v1/migrations/{id}/cancel"));
+    let answer: CancelAnswer = client.post(&path, &()).await?;
+    println!("cancelling {}", answer.id);
+    Ok(0)
+}

@@ -1,0 +1,171 @@
+//! Messages over a byte stream.
+
+use std::{future::Future, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::{ControlError, Message};
+
+/// Longest message taken, bytes. The longest real one lists the losses of a round: 16 bytes of text a range.
+const MAX_MESSAGE: usize = 16 << 20;
+/// Type byte of a JSON message. 0 is reserved.
+const JSON: u8 = 1;
+/// Type byte of device state.
+const STATE: u8 = 2;
+
+/// What can be received.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// A message.
+    Message(Message),
+    /// A part of the device state.
+    State(Bytes),
+}
+
+/// One end of a control channel, as the state machines see it.
+pub trait Channel: Send {
+    /// Sends one item.
+    fn send(&mut self, item: Item) -> impl Future<Output = Result<(), ControlError>> + Send;
+    /// The next item; `awaited` and `limit` are for the error when it does not come in time. Cancel-safe: an item
+    /// that was not returned is returned by the next call.
+    fn recv(&mut self, awaited: &'static str, limit: Duration) -> impl Future<Output = Result<Item, ControlError>> + Send;
+}
+
+/// A byte stream as channel.
+pub struct StreamChannel<S> {
+    stream: S,
+    received: BytesMut,
+}
+
+/// Wraps a stream.
+pub fn split<S: AsyncRead + AsyncWrite + Unpin + Send>(stream: S) -> StreamChannel<S> {
+    StreamChannel { stream, received: BytesMut::new() }
+}
+
+fn encode(item: &Item) -> Result<Bytes, ControlError> {
+    let malformed = |error: serde_json::Error| ControlError::Malformed(error.to_string());
+    let json;
+    let (kind, body) = match item {
+        Item::Message(message) => {
+            json = serde_json::to_vec(message).map_err(malformed)?;
+            (JSON, json.as_slice())
+        }
+        Item::State(bytes) => (STATE, bytes.as_ref()),
+    };
+    let mut out = BytesMut::with_capacity(body.len() + 5);
+    out.put_u32(body.len() as u32 + 1);
+    out.put_u8(kind);
+    out.put_slice(body);
+    Ok(out.freeze())
+}
+
+/// Takes one item off the front of `buffer`, if it is there whole.
+///
+/// # Errors
+/// [`ControlError::Malformed`]; the stream cannot be used after it.
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
+    let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length == 0 || length > MAX_MESSAGE {
+        return Err(ControlError::Malformed(format!("a length of {length} bytes is not between 1 and {MAX_MESSAGE}")));
+    }
+    if buffer.len() < 4 + length {
+        return Ok(None);
+    }
+    buffer.advance(4);
+    let mut body = buffer.split_to(length).freeze();
+    match body.get_u8() {
+        JSON => serde_json::from_slice(&body)
+            .map(|message| Some(Item::Message(message)))
+            .map_err(|error| ControlError::Malformed(error.to_string())),
+        STATE => Ok(Some(Item::State(body))),
+        other => Err(ControlError::Malformed(format!("unknown type {other}"))),
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
+    async fn send(&mut self, item: Item) -> Result<(), ControlError> {
+        self.stream.write_all(&encode(&item)?).await?;
+        self.stream.flush().await?;
+        Ok(())
+    }
+
+    async fn recv(&mut self, awaited: &'static str, limit: Duration) -> Result<Item, ControlError> {
+        let receive = async {
+            loop {
+                if let Some(item) = decode(&mut self.received)? {
+                    return Ok(item);
+                }
+                if self.stream.read_buf(&mut self.received).await? == 0 {
+                    return Err(ControlError::Closed);
+                }
+            }
+        };
+        tokio::time::timeout(limit, receive).await.map_err(|_| ControlError::Timeout { awaited, limit })?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn items_cross_in_order() {
+        let (a, b) = tokio::io::duplex(64);
+        let (mut a, mut b) = (split(a), split(b));
+        let sent = [
+            Item::Message(Message::Probed { frames: 3 }),
+            Item::State(Bytes::from(vec![7; 5000])),
+            Item::Message(Message::Done),
+        ];
+        let items = sent.clone();
+        tokio::spawn(async move {
+            for item in items {
+                a.send(item).await.unwrap();
+            }
+        });
+        for item in sent {
+            assert_eq!(b.recv("it", LIMIT).await.unwrap(), item);
+        }
+        assert!(matches!(b.recv("more", LIMIT).await, Err(ControlError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn silence_has_a_limit() {
+        let (a, _b) = tokio::io::duplex(64);
+        let error = split(a).recv("its hello", Duration::from_millis(10)).await.unwrap_err();
+        assert!(error.to_string().contains("did not send its hello"), "{error}");
+    }
+
+    #[test]
+    fn lengths_are_checked_before_memory_is_taken() {
+        for length in [0u32, MAX_MESSAGE as u32 + 1, u32::MAX] {
+            let mut buffer = BytesMut::from(&length.to_be_bytes()[..]);
+            assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))), "{length}");
+        }
+    }
+
+    #[test]
+    fn unknown_types_and_messages_are_refused() {
+        let mut buffer = BytesMut::from(&[0, 0, 0, 1, 9][..]);
+        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+        let body = br#"{"type":"dance"}"#;
+        let mut buffer = BytesMut::new();
+        buffer.put_u32(body.len() as u32 + 1);
+        buffer.put_u8(JSON);
+        buffer.put_slice(body);
+        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut buffer = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = decode(&mut buffer) {}
+        }
+    }
+}

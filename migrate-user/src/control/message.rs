@@ -1,0 +1,188 @@
+//! The messages.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    datapath::LaneLosses,
+    memory::{Backend, Digest},
+    network::Mac,
+};
+
+/// Version of the control protocol. Agents with different ones refuse each other.
+pub const PROTOCOL: u32 = 1;
+
+/// How a migration is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyMode {
+    /// The destination keeps a hash of every page as it is placed; the source reads all of its RAM, stopped,
+    /// after the cutover. Costs no downtime; finds a difference but cannot undo the cutover.
+    Hash,
+    /// Both sides read all RAM while the VM is stopped, before ownership changes. Costs downtime; a difference
+    /// aborts the migration.
+    Full,
+}
+
+/// What the source asks the destination to make ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Prepare {
+    /// Number of this migration, the page stream's session.
+    pub session: u64,
+    /// Name of the VM, the same on both hosts.
+    pub vm: String,
+    /// VMM's version at the source.
+    pub vmm_version: String,
+    /// Machine type at the source.
+    pub machine: String,
+    /// Memory backends at the source, in the order that the page stream uses.
+    pub backends: Vec<Backend>,
+    /// Ethernet addresses of the VM.
+    pub macs: Vec<Mac>,
+    /// Parts of RAM that exist at the source, as ranges `start..end` of reservation chunks, ascending.
+    pub populated: Vec<(u64, u64)>,
+    /// Largest IP packet that the source's NIC sends, bytes.
+    pub mtu: usize,
+    /// Whether the source's NIC takes only frames of a single buffer.
+    pub single_buffer: bool,
+    /// Address and Ethernet address of the source's migration NIC.
+    pub ip: IpAddr,
+    /// See `ip`.
+    pub mac: Mac,
+    /// UDP port of the source that hears feedback, one per lane.
+    pub feedback_ports: Vec<u16>,
+    /// Whether and how to prove the migration.
+    pub verify: Option<VerifyMode>,
+    /// True when the source only wants to know whether it would work.
+    pub check_only: bool,
+}
+
+/// What the destination has made ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Prepared {
+    /// Address of the destination's migration NIC.
+    pub ip: IpAddr,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its MTU, bytes.
+    pub mtu: usize,
+    /// Whether it takes only frames of a single buffer.
+    pub single_buffer: bool,
+    /// UDP port of its page stream.
+    pub port: u16,
+    /// Frames that each lane may have on the way.
+    pub window: u32,
+    /// Transport of the receiving side, for the report.
+    pub transport: String,
+}
+
+/// Ownership changes hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Digest at the source, with [`VerifyMode::Full`].
+    pub digest: Option<Digest>,
+}
+
+/// The VM runs at the destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Running {
+    /// Time from the commit's arrival until the vCPUs ran, ms.
+    pub resume_ms: f64,
+    /// Announcements sent so far.
+    pub announced: u32,
+    /// Announcements planned in all.
+    pub announcements: u32,
+    /// Digest of RAM before it ran, with [`VerifyMode::Hash`].
+    pub digest: Option<Digest>,
+}
+
+/// Everything the agents say to each other, device state apart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Message {
+    /// First message of either side.
+    Hello {
+        /// [`PROTOCOL`] of the sender.
+        protocol: u32,
+        /// Software version, for messages.
+        software: String,
+        /// Name of the agent's host.
+        name: String,
+    },
+    /// Source: make ready.
+    Prepare(Box<Prepare>),
+    /// Destination: ready.
+    Prepared(Prepared),
+    /// Source: that many probe frames of full size were sent; how many came?
+    Probed {
+        /// Frames sent.
+        frames: u32,
+    },
+    /// Destination: that many came.
+    ProbeResult {
+        /// Frames received since the last answer.
+        frames: u64,
+    },
+    /// Source: all frames of `epoch` are on their way.
+    RoundEnd {
+        /// The epoch.
+        epoch: u32,
+        /// Frames of each lane.
+        frames: Vec<u32>,
+        /// Whether the VM is stopped and nothing may be waited for longer than needed.
+        last: bool,
+    },
+    /// Destination: the epoch is closed.
+    RoundClosed {
+        /// The epoch.
+        epoch: u32,
+        /// What is missing.
+        losses: Vec<LaneLosses>,
+    },
+    /// Source: the device state is complete.
+    StateEnd {
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// Destination: the device state is loaded, the VM is whole and stopped.
+    Loaded {
+        /// Digest of its RAM before the load, with [`VerifyMode::Full`].
+        digest: Option<Digest>,
+    },
+    /// Source: the VM is yours.
+    Commit(Commit),
+    /// Destination: it runs.
+    Running(Running),
+    /// Source: it is over, nothing more follows.
+    Done,
+    /// Either side gives up; the source keeps the VM.
+    Abort {
+        /// Why, for the operator.
+        reason: String,
+    },
+}
+
+impl Message {
+    /// Name for error messages.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Prepare(_) => "prepare",
+            Self::Prepared(_) => "prepared",
+            Self::Probed { .. } => "probed",
+            Self::ProbeResult { .. } => "probe-result",
+            Self::RoundEnd { .. } => "round-end",
+            Self::RoundClosed { .. } => "round-closed",
+            Self::StateEnd { .. } => "state-end",
+            Self::Loaded { .. } => "loaded",
+            Self::Commit(_) => "commit",
+            Self::Running(_) => "running",
+            Self::Done => "done",
+            Self::Abort { .. } => "abort",
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The host that the VM comes to.
+
+use std::{future::Future, time::Instant};
+
+use super::{Limits, MigrationError};
+use crate::{
+    control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
+    datapath::LaneLosses,
+    memory::Digest,
+    vmm::DestinationVm,
+};
+
+/// What the destination's host provides.
+pub trait DestinationHost: Send {
+    /// A VM that waits for its state.
+    type Vm: DestinationVm;
+    /// Starts the waiting VM, reserves its memory and opens the page stream. On error nothing of it is left.
+    fn prepare(&mut self, request: &Prepare) -> impl Future<Output = Result<(Prepared, Self::Vm), MigrationError>> + Send;
+    /// Waits shortly for `sent` probe frames and returns how many came.
+    fn probes(&mut self, sent: u32) -> impl Future<Output = u64> + Send;
+    /// Waits until all `frames` (by lane) of `epoch` have come, or no more come, and closes it. `last` says that the
+    /// VM is stopped meanwhile.
+    fn close_round(&mut self, epoch: u32, frames: &[u32], last: bool) -> impl Future<Output = Result<Vec<LaneLosses>, MigrationError>> + Send;
+    /// Brings the page hashes up to date.
+    fn refresh_hashes(&mut self) -> impl Future<Output = Result<(), MigrationError>> + Send;
+    /// Digest of RAM by the page hashes; with `full` every page is read for it.
+    fn digest(&mut self, full: bool) -> impl Future<Output = Result<Digest, MigrationError>> + Send;
+    /// A number that grows while frames arrive.
+    fn progress(&self) -> u64;
+    /// Ends the page stream; no frame is placed after it.
+    fn close_stream(&mut self) -> impl Future<Output = ()> + Send;
+    /// Tells the network that the VM is here. Returns announcements sent and planned in all.
+    fn announce(&mut self) -> (u32, u32);
+    /// The VM runs: lets go of it.
+    fn keep(&mut self, vm: Self::Vm);
+}
+
+/// What the destination has in its hands.
+enum State<V> {
+    /// Nothing yet.
+    Greeted,
+    /// A VM that waits; pages arrive.
+    Receiving { vm: V, verify: Option<VerifyMode> },
+    /// Part of the device state is loaded.
+    Loading { vm: V, verify: Option<VerifyMode>, digest: Option<Digest>, bytes: u64 },
+    /// A whole VM, stopped; still the source's.
+    Loaded { vm: V, verify: Option<VerifyMode>, digest: Option<Digest> },
+    /// It runs here.
+    Running,
+}
+
+/// One migration at its destination.
+pub struct DestinationMigration<'a, H: DestinationHost, C> {
+    host: &'a mut H,
+    channel: &'a mut C,
+    own_name: String,
+    limits: Limits,
+    state: Option<State<H::Vm>>,
+}
+
+impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
+    /// Puts the parts together.
+    pub fn new(host: &'a mut H, channel: &'a mut C, own_name: String, limits: Limits) -> Self {
+        Self { host, channel, own_name, limits, state: Some(State::Greeted) }
+    }
+
+    /// Serves one source to the end: the VM runs here.
+    ///
+    /// # Errors
+    /// Why it does not. Nothing of the half-made VM is left then.
+    pub async fn run(mut self) -> Result<(), MigrationError> {
+        let result = self.serve().await;
+        self.host.close_stream().await;
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                match self.state.take() {
+                    Some(State::Receiving { mut vm, .. } | State::Loading { mut vm, .. } | State::Loaded { mut vm, .. }) => {
+                        vm.destroy().await;
+                    }
+                    // What runs is not touched, whatever happens to the connection.
+                    Some(State::Running) => return Ok(()),
+                    _ => {}
+                }
+                let abort = Message::Abort { reason: error.to_string() };
+                // The source notices a lost connection by itself.
+                let _ = self.channel.send(Item::Message(abort)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), MigrationError> {
+        self.greet().await?;
+        loop {
+            let item = self.next().await?;
+            // On error the state stays, for run() to clean up.
+            self.step(item).await?;
+            if matches!(self.state, Some(State::Running)) {
+                // The source's goodbye, or the end of the connection: it makes no difference any more.
+                let _ = self.channel.recv("its goodbye", Limits::of(self.limits.hello)).await;
+                return Ok(());
+            }
+        }
+    }
+
+    async fn greet(&mut self) -> Result<(), MigrationError> {
+        let theirs = match self.channel.recv("its hello", Limits::of(self.limits.hello)).await? {
+            Item::Message(Message::Hello { protocol, .. }) => protocol,
+            Item::Message(other) => return Err(unexpected(&other, "its hello")),
+            Item::State(_) => return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" }),
+        };
+        let hello = Message::Hello {
+            protocol: PROTOCOL,
+            software: env!("CARGO_PKG_VERSION").into(),
+            name: self.own_name.clone(),
+        };
+        self.channel.send(Item::Message(hello)).await?;
+        if theirs != PROTOCOL {
+            return Err(ControlError::Version { ours: PROTOCOL, theirs }.into());
+        }
+        Ok(())
+    }
+
+    /// The next item. A round may take long, so silence counts only while no frames come either.
+    async fn next(&mut self) -> Result<Item, MigrationError> {
+        let limit = Limits::of(match self.state {
+            Some(State::Receiving { .. }) => self.limits.silence,
+            _ => self.limits.switchover.max(self.limits.hello),
+        });
+        loop {
+            let before = self.host.progress();
+            match self.channel.recv("its next message", limit).await {
+                Err(ControlError::Timeout { .. }) if self.host.progress() != before => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// One item moves the state by one step, or is an error that leaves it.
+    async fn step(&mut self, item: Item) -> Result<(), MigrationError> {
+        if let Item::Message(Message::Abort { reason }) = item {
+            return Err(MigrationError::Peer { host: "the source".into(), reason });
+        }
+        let Some(state) = self.state.take() else {
+            return Err(MigrationError::Host("a migration without a state".into()));
+        };
+        match (state, item) {
+            (State::Greeted, Item::Message(Message::Prepare(request))) => {
+                // Nothing is held yet: a failure in here leaves nothing behind.
+                self.state = Some(State::Greeted);
+                let (prepared, vm) = self.host.prepare(&request).await?;
+                self.state = Some(State::Receiving { vm, verify: request.verify });
+                self.say(Message::Prepared(prepared)).await
+            }
+            (state @ State::Receiving { .. }, Item::Message(Message::Probed { frames })) => {
+                self.state = Some(state);
+                let frames = self.host.probes(frames).await;
+                self.say(Message::ProbeResult { frames }).await
+            }
+            (State::Receiving { vm, verify }, Item::Message(Message::RoundEnd { epoch, frames, last })) => {
+                self.state = Some(State::Receiving { vm, verify });
+                let losses = self.host.close_round(epoch, &frames, last).await?;
+                let whole = losses.is_empty();
+                self.say(Message::RoundClosed { epoch, losses }).await?;
+                if verify == Some(VerifyMode::Hash) {
+                    self.host.refresh_hashes().await?;
+                }
+                if last && whole {
+                    // Before any of the device state: loading it writes to RAM.
+                    self.host.close_stream().await;
+                    let digest = match verify {
+                        Some(mode) => Some(self.host.digest(mode == VerifyMode::Full).await?),
+                        None => None,
+                    };
+                    if let Some(State::Receiving { vm, verify }) = self.state.take() {
+                        self.state = Some(State::Loading { vm, verify, digest, bytes: 0 });
+                    }
+                }
+                Ok(())
+            }
+            (State::Loading { mut vm, verify, digest, bytes }, Item::State(part)) => {
+                let bytes = bytes + part.len() as u64;
+                let loaded = vm.load(part).await;
+                self.state = Some(State::Loading { vm, verify, digest, bytes });
+                Ok(loaded?)
+            }
+            (State::Loading { mut vm, verify, digest, bytes }, Item::Message(Message::StateEnd { bytes: sent })) => {
+                let finished = if sent == bytes {
+                    vm.finish().await.map_err(MigrationError::from)
+                } else {
+                    Err(MigrationError::Mismatch(format!("{bytes} bytes of device state came, {sent} were sent")))
+                };
+                self.state = Some(State::Loaded { vm, verify, digest });
+                finished?;
+                let shown = digest.filter(|_| verify == Some(VerifyMode::Full));
+                self.say(Message::Loaded { digest: shown }).await
+            }
+            (State::Loaded { mut vm, verify, digest }, Item::Message(Message::Commit(_))) => {
+                let begun = Instant::now();
+                if let Err(error) = vm.run().await {
+                    self.state = Some(State::Loaded { vm, verify, digest });
+                    return Err(error.into());
+                }
+                // It runs: nothing below may undo that.
+                self.state = Some(State::Running);
+                let (announced, announcements) = self.host.announce();
+                self.host.keep(vm);
+                let running = Running {
+                    resume_ms: begun.elapsed().as_secs_f64() * 1e3,
+                    announced,
+                    announcements,
+                    digest: digest.filter(|_| verify == Some(VerifyMode::Hash)),
+                };
+                self.say(Message::Running(running)).await
+            }
+            (state, item) => {
+                self.state = Some(state);
+                let got = match item {
+                    Item::Message(message) => message.name().into(),
+                    Item::State(_) => "device state".into(),
+                };
+                Err(MigrationError::Unexpected { got, awaited: "the next step" })
+            }
+        }
+    }
+
+    async fn say(&mut self, message: Message) -> Result<(), MigrationError> {
+        Ok(self.channel.send(Item::Message(message)).await?)
+    }
+}
+
+fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
+    MigrationError::Unexpected { got: got.name().into(), awaited }
+}

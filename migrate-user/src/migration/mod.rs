@@ -1,0 +1,127 @@
+//! The migration itself: one state machine for each role. No sockets and no ioctls of its own: everything
+//! outside is a trait, so that every fault can be tested in memory.
+//!
+//! At every instant at most one side may run the VM. Until the source sends [`Commit`](crate::control::Commit)
+//! the VM is the source's, and any failure, cancel or time-out there ends with the VM running at the source;
+//! from the commit on it is the destination's.
+
+mod convergence;
+mod destination;
+mod limits;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use convergence::{Decision, Policy, RoundFigures};
+pub use destination::{DestinationHost, DestinationMigration};
+pub use limits::Limits;
+pub use source::{Cancel, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError};
+
+/// Where a migration is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The source looks at the VM and at itself.
+    #[default]
+    Preflight,
+    /// The destination makes ready.
+    Prepare,
+    /// Rounds, while the VM runs.
+    PreCopy,
+    /// The VM is being stopped.
+    Stop,
+    /// The last pages.
+    Final,
+    /// The device state.
+    DeviceState,
+    /// Ownership changes hands.
+    Commit,
+    /// The VM runs at the destination; the source cleans up.
+    Cleanup,
+    /// Over.
+    Ended,
+}
+
+/// Why a migration did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// Somebody said stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The limit set with `--timeout`.
+    #[error("not finished within {0} s (--timeout)")]
+    Deadline(u64),
+    /// The guest writes faster than the network carries.
+    #[error(
+        "it does not converge: after {rounds} rounds {remaining_mib:.1} MiB are left, which takes {predicted_ms:.0} ms, more than the \
+         {limit_ms} ms allowed; raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
+    )]
+    NotConverging {
+        /// Rounds tried.
+        rounds: u32,
+        /// Still dirty, MiB.
+        remaining_mib: f64,
+        /// Predicted blackout, ms.
+        predicted_ms: f64,
+        /// Allowed, ms.
+        limit_ms: u64,
+    },
+    /// The other side does not want or cannot.
+    #[error("{host} refuses: {reason}")]
+    Peer {
+        /// The other host.
+        host: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A message that does not belong here.
+    #[error("unexpected {got} while waiting for {awaited}")]
+    Unexpected {
+        /// What came.
+        got: String,
+        /// What was due.
+        awaited: &'static str,
+    },
+    /// Frames of full size do not get through.
+    #[error("{0}")]
+    Path(String),
+    /// The two hosts do not fit together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// RAM differs.
+    #[error("RAM differs between source and destination while the VM is stopped ({source_digest} and {destination_digest})")]
+    Differs {
+        /// Digest here.
+        source_digest: crate::memory::Digest,
+        /// Digest there.
+        destination_digest: crate::memory::Digest,
+    },
+    /// The last pages did not get through.
+    #[error("after {0} attempts pages of the last round are still missing: the migration network loses too much")]
+    Lossy(u32),
+    /// The control channel.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The page stream.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// A network interface.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// AF_XDP.
+    #[error(transparent)]
+    Xsk(#[from] crate::xsk::XskError),
+    /// This host.
+    #[error("{0}")]
+    Host(String),
+}

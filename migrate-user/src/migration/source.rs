@@ -1,0 +1,510 @@
+//! The host that the VM leaves.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use migrate_common::PAGE_SIZE;
+use tokio::sync::watch;
+
+use super::{Decision, Limits, MigrationError, Phase, Policy, RoundFigures};
+use crate::{
+    control::{Channel, Commit, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
+    datapath::LaneLosses,
+    memory::{Digest, MemoryError, PageSet},
+    report::{Recorder, Round, Status},
+    vmm::SourceVm,
+};
+
+/// Probe frames of full size sent before the first page.
+const PROBES: u32 = 8;
+/// Attempts to get the last pages through before the migration is given up.
+const LAST_ATTEMPTS: u32 = 60;
+
+/// The leaving VM's memory.
+pub trait SourceMemory: Send {
+    /// Begins tracking and returns the pages that exist. From here on every write counts.
+    fn begin(&mut self) -> impl Future<Output = Result<PageSet, MemoryError>> + Send;
+    /// Pages written since [`begin`](Self::begin) or the last call.
+    fn take_written(&mut self) -> impl Future<Output = Result<PageSet, MemoryError>> + Send;
+    /// Digest of all RAM.
+    fn digest(&mut self) -> impl Future<Output = Result<Digest, MemoryError>> + Send;
+    /// Ends tracking. Dirty bits that were taken are lost, which is why a new migration begins with all pages.
+    fn release(&mut self);
+}
+
+/// What a round sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoundSent {
+    /// Frames of each lane.
+    pub frames: Vec<u32>,
+    /// Pages sent with content.
+    pub data_pages: u64,
+    /// Zero pages.
+    pub zero_pages: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+}
+
+/// The sending end of the page stream.
+pub trait PageStream: Send {
+    /// Sends `frames` probe frames of full size.
+    fn probe(&mut self, frames: u32) -> impl Future<Output = Result<(), MigrationError>> + Send;
+    /// Sends `pages` under `epoch`.
+    fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> impl Future<Output = Result<RoundSent, MigrationError>> + Send;
+    /// Pages of the last round that were in lost frames.
+    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet;
+}
+
+/// What the source's host provides once the destination is ready.
+pub trait SourceHost: Send {
+    /// Its page stream.
+    type Stream: PageStream;
+    /// Opens the page stream towards the destination.
+    fn open_stream(&mut self, prepared: &Prepared) -> impl Future<Output = Result<Self::Stream, MigrationError>> + Send;
+}
+
+/// A request to stop, seen by everything that waits.
+#[derive(Clone, Debug)]
+pub struct Cancel(watch::Receiver<bool>);
+
+impl Cancel {
+    /// A switch and the thing that sees it.
+    pub fn pair() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    async fn requested(&mut self) {
+        // A switch that was thrown away can never be thrown.
+        if self.0.wait_for(|&cancelled| cancelled).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct SourcePlan {
+    /// Name of this host.
+    pub own_name: String,
+    /// Name of the other host, for messages.
+    pub peer_name: String,
+    /// The first request.
+    pub prepare: Prepare,
+    /// Whether dirty scans need a stopped VM.
+    pub quiesced: bool,
+    /// Longest blackout that the last round may be predicted to cause.
+    pub downtime_limit: Duration,
+    /// Limit for everything up to the commit.
+    pub timeout: Option<Duration>,
+    /// Limits for each wait.
+    pub limits: Limits,
+}
+
+/// One migration at its source.
+pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
+    vm: &'a mut V,
+    memory: &'a mut M,
+    host: &'a mut H,
+    channel: &'a mut C,
+    plan: SourcePlan,
+    record: Recorder,
+    stream: Option<H::Stream>,
+    epoch: u32,
+    stopped_at: Option<Instant>,
+    quiesced_now: bool,
+}
+
+impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'a, V, M, H, C> {
+    /// Puts the parts together.
+    pub fn new(vm: &'a mut V, memory: &'a mut M, host: &'a mut H, channel: &'a mut C, plan: SourcePlan, record: Recorder) -> Self {
+        Self { vm, memory, host, channel, plan, record, stream: None, epoch: 0, stopped_at: None, quiesced_now: false }
+    }
+
+    /// Runs it to its end. The report says how it ended; the VM runs on exactly one side, or, if the destination
+    /// does not confirm, is paused here.
+    pub async fn run(mut self, mut cancel: Cancel) {
+        let timeout = self.plan.timeout;
+        let before_commit = tokio::select! {
+            done = self.until_commit() => done,
+            () = cancel.requested() => Err(MigrationError::Cancelled),
+            () = expired(timeout) => Err(MigrationError::Deadline(timeout.unwrap_or_default().as_secs())),
+        };
+        let status = match before_commit {
+            Ok(digest) => self.hand_over(digest).await,
+            Err(error) => self.abandon(error).await,
+        };
+        self.memory.release();
+        self.record.update(|report| {
+            report.status = status;
+            report.phase = Phase::Ended;
+        });
+        let total = self.record.elapsed_ms();
+        self.record.update(|report| report.total_time = total);
+    }
+
+    /// Everything up to the first page, then gives it all back: would it work?
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub async fn check(mut self) -> Result<(), MigrationError> {
+        let result = async {
+            self.greet().await?;
+            self.prepare().await?;
+            self.prove_path().await
+        }
+        .await;
+        let _ = self.say(Message::Abort { reason: "this was only a check".into() }).await;
+        result
+    }
+
+    /// The order of things. Everything in here can be abandoned at any point. Returns the destination's digest.
+    async fn until_commit(&mut self) -> Result<Option<Digest>, MigrationError> {
+        self.greet().await?;
+        self.prepare().await?;
+        self.prove_path().await?;
+        let carry = self.pre_copy().await?;
+        self.stop().await?;
+        self.last_pages(carry).await?;
+        let digest = self.digest_while_stopped().await?;
+        self.device_state(digest).await
+    }
+
+    fn enter(&self, phase: Phase) {
+        tracing::debug!(?phase, vm = self.plan.prepare.vm, "migration");
+        self.record.update(|report| report.phase = phase);
+    }
+
+    async fn greet(&mut self) -> Result<(), MigrationError> {
+        self.enter(Phase::Prepare);
+        self.say(Message::Hello {
+            protocol: PROTOCOL,
+            software: env!("CARGO_PKG_VERSION").into(),
+            name: self.plan.own_name.clone(),
+        })
+        .await?;
+        match self.hear("its hello", self.plan.limits.hello).await? {
+            Message::Hello { protocol: PROTOCOL, name, .. } => {
+                self.record.update(|report| report.destination.clone_from(&name));
+                self.plan.peer_name = name;
+                Ok(())
+            }
+            Message::Hello { protocol: theirs, .. } => {
+                Err(crate::control::ControlError::Version { ours: PROTOCOL, theirs }.into())
+            }
+            other => Err(unexpected(&other, "its hello")),
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), MigrationError> {
+        self.say(Message::Prepare(Box::new(self.plan.prepare.clone()))).await?;
+        let prepared = match self.hear("that it is ready", self.plan.limits.prepare).await? {
+            Message::Prepared(prepared) => prepared,
+            other => return Err(unexpected(&other, "that it is ready")),
+        };
+        self.record.update(|report| {
+            report.transport.receiver.clone_from(&prepared.transport);
+            report.transport.mtu = prepared.mtu.min(self.plan.prepare.mtu);
+        });
+        self.stream = Some(self.host.open_stream(&prepared).await?);
+        Ok(())
+    }
+
+    fn stream(&mut self) -> Result<&mut H::Stream, MigrationError> {
+        self.stream.as_mut().ok_or_else(|| MigrationError::Host("the page stream is not open".into()))
+    }
+
+    /// Frames of the size that the NICs allow must really arrive: switches in between have MTUs of their own.
+    async fn prove_path(&mut self) -> Result<(), MigrationError> {
+        self.stream()?.probe(PROBES).await?;
+        self.say(Message::Probed { frames: PROBES }).await?;
+        match self.hear("the result of the probes", self.plan.limits.hello).await? {
+            Message::ProbeResult { frames: 0 } => {
+                let mtu = self.record.snapshot().transport.mtu;
+                Err(MigrationError::Path(format!(
+                    "none of {PROBES} frames of the full size for MTU {mtu} reached {}: a switch or route in between has a smaller \
+                     MTU, filters the data port, or the migration NICs are not connected; raise the MTU there, or lower it on \
+                     both migration NICs (`ip link set dev … mtu …`)",
+                    self.plan.peer_name
+                )))
+            }
+            Message::ProbeResult { frames } => {
+                if frames < u64::from(PROBES) {
+                    let note = format!("{} of {PROBES} probe frames were lost", u64::from(PROBES) - frames);
+                    self.record.update(|report| report.notes.push(note));
+                }
+                Ok(())
+            }
+            other => Err(unexpected(&other, "the result of the probes")),
+        }
+    }
+
+    /// Rounds while the VM runs. Returns what is left to send.
+    async fn pre_copy(&mut self) -> Result<PageSet, MigrationError> {
+        self.enter(Phase::PreCopy);
+        let mut policy = Policy::new(self.plan.downtime_limit);
+        let mut pages = self.memory.begin().await?;
+        let setup = self.record.elapsed_ms();
+        self.record.update(|report| report.setup_time = setup);
+        for number in 0.. {
+            let begun = Instant::now();
+            let pending = Arc::new(pages);
+            let (sent, mut again, lost_frames) = self.round(&pending, false).await?;
+            let written = self.scan().await?;
+            let duration = begun.elapsed();
+            self.record_round(number, &pending, &sent, duration, written.count(), lost_frames, false);
+            again.union_with(&written);
+            let figures = RoundFigures {
+                bytes: sent.data_pages * PAGE_SIZE as u64,
+                duration,
+                remaining: again.count() * PAGE_SIZE as u64,
+            };
+            match policy.after(figures) {
+                Decision::Continue => pages = again,
+                Decision::SwitchOver => return Ok(again),
+                Decision::GiveUp(predicted) => {
+                    return Err(MigrationError::NotConverging {
+                        rounds: number + 1,
+                        remaining_mib: figures.remaining as f64 / (1 << 20) as f64,
+                        predicted_ms: predicted.as_secs_f64() * 1e3,
+                        limit_ms: self.plan.downtime_limit.as_millis() as u64,
+                    });
+                }
+            }
+        }
+        unreachable!("the policy ends the rounds")
+    }
+
+    /// The pages written meanwhile; with the VM stopped for the moment of the scan where DMA could hide from it.
+    async fn scan(&mut self) -> Result<PageSet, MigrationError> {
+        if !self.plan.quiesced {
+            return Ok(self.memory.take_written().await?);
+        }
+        self.quiesced_now = true;
+        self.vm.pause().await?;
+        let written = self.memory.take_written().await;
+        self.vm.unpause().await?;
+        self.quiesced_now = false;
+        Ok(written?)
+    }
+
+    /// Sends pages under a new epoch and learns which must be sent again.
+    async fn round(&mut self, pages: &Arc<PageSet>, last: bool) -> Result<(RoundSent, PageSet, u64), MigrationError> {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
+        let sent = self.stream()?.send(epoch, Arc::clone(pages)).await?;
+        self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last }).await?;
+        match self.hear("which frames arrived", self.plan.limits.round).await? {
+            Message::RoundClosed { epoch: closed, losses } if closed == epoch => {
+                let lost = losses.iter().flat_map(|lane| &lane.missing).map(|(start, end)| u64::from(end.saturating_sub(*start))).sum();
+                let again = self.stream()?.lost(pages, &losses);
+                Ok((sent, again, lost))
+            }
+            other => Err(unexpected(&other, "which frames arrived")),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the columns of a round's line")]
+    fn record_round(&self, number: u32, pages: &PageSet, sent: &RoundSent, duration: Duration, dirtied: u64, lost: u64, last: bool) {
+        self.record.update(|report| {
+            report.ram.transferred += sent.wire_bytes;
+            report.ram.normal += sent.data_pages;
+            report.ram.normal_bytes += sent.data_pages * PAGE_SIZE as u64;
+            report.ram.duplicate += sent.zero_pages;
+            report.ram.dirty_sync_count += 1;
+            report.rounds.push(Round {
+                round: number,
+                pages: pages.count(),
+                bytes: sent.data_pages * PAGE_SIZE as u64,
+                duration_ms: duration.as_secs_f64() * 1e3,
+                dirtied_pages: dirtied,
+                lost_frames: lost,
+                last,
+            });
+        });
+    }
+
+    async fn stop(&mut self) -> Result<(), MigrationError> {
+        self.enter(Phase::Stop);
+        let stopped = self.vm.stop().await?;
+        self.stopped_at = Some(stopped);
+        self.phase_ended(stopped, |phases, ms| phases.stop = ms);
+        Ok(())
+    }
+
+    /// Notes how long a part of the blackout took that began at `begun`.
+    fn phase_ended(&self, begun: Instant, set: impl FnOnce(&mut crate::report::DowntimePhases, f64)) {
+        let ms = begun.elapsed().as_secs_f64() * 1e3;
+        self.record.update(|report| set(&mut report.downtime_phases, ms));
+    }
+
+    async fn last_pages(&mut self, carry: PageSet) -> Result<(), MigrationError> {
+        self.enter(Phase::Final);
+        let begun = Instant::now();
+        let mut pages = self.memory.take_written().await?;
+        pages.union_with(&carry);
+        let mut attempts = 0;
+        loop {
+            let round_begun = Instant::now();
+            let pending = Arc::new(pages);
+            let (sent, again, lost) = self.round(&pending, true).await?;
+            let number = self.record.snapshot().rounds.len() as u32;
+            self.record_round(number, &pending, &sent, round_begun.elapsed(), 0, lost, true);
+            if again.is_empty() {
+                break;
+            }
+            attempts += 1;
+            if attempts >= LAST_ATTEMPTS {
+                return Err(MigrationError::Lossy(attempts));
+            }
+            pages = again;
+        }
+        self.phase_ended(begun, |phases, ms| phases.last_pages = ms);
+        Ok(())
+    }
+
+    async fn digest_while_stopped(&mut self) -> Result<Option<Digest>, MigrationError> {
+        if self.plan.prepare.verify != Some(VerifyMode::Full) {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let digest = self.memory.digest().await?;
+        self.phase_ended(begun, |phases, ms| phases.verify = ms);
+        Ok(Some(digest))
+    }
+
+    /// Relays QEMU's device state. Returns when the destination has loaded it.
+    async fn device_state(&mut self, own: Option<Digest>) -> Result<Option<Digest>, MigrationError> {
+        self.enter(Phase::DeviceState);
+        let begun = Instant::now();
+        self.vm.release_state().await?;
+        let mut bytes = 0;
+        while let Some(part) = self.vm.state().await? {
+            bytes += part.len() as u64;
+            self.channel.send(Item::State(part)).await?;
+        }
+        self.say(Message::StateEnd { bytes }).await?;
+        self.phase_ended(begun, |phases, ms| phases.state = ms);
+        let begun = Instant::now();
+        let digest = match self.hear("that the device state is loaded", self.plan.limits.switchover).await? {
+            Message::Loaded { digest } => digest,
+            other => return Err(unexpected(&other, "that the device state is loaded")),
+        };
+        self.phase_ended(begun, |phases, ms| phases.load = ms);
+        if let Some(own) = own {
+            if let Some(theirs) = digest.filter(|&theirs| theirs != own) {
+                self.record.update(|report| report.verified = Some(false));
+                return Err(MigrationError::Differs { source_digest: own, destination_digest: theirs });
+            }
+            self.record.update(|report| report.verified = digest.map(|theirs| theirs == own));
+        }
+        Ok(digest)
+    }
+
+    /// From here on the VM is the destination's. Not cancellable.
+    async fn hand_over(&mut self, digest: Option<Digest>) -> Status {
+        self.enter(Phase::Commit);
+        let begun = Instant::now();
+        let confirmed = async {
+            self.say(Message::Commit(Commit { digest })).await?;
+            match self.hear("that the VM runs", self.plan.limits.switchover).await? {
+                Message::Running(running) => Ok(running),
+                other => Err(unexpected(&other, "that the VM runs")),
+            }
+        };
+        match confirmed.await {
+            Ok(running) => {
+                self.phase_ended(begun, |phases, ms| phases.resume = ms);
+                if let Some(stopped) = self.stopped_at {
+                    let downtime = stopped.elapsed().as_secs_f64() * 1e3;
+                    self.record.update(|report| report.downtime = downtime);
+                }
+                self.clean_up(running).await;
+                Status::Completed
+            }
+            Err(error) => {
+                self.record.update(|report| {
+                    report.error_desc = Some(format!(
+                        "the VM was handed over but {} did not confirm that it runs there: {error}. It stays paused here. See there \
+                         whether it runs; only if it certainly does not, `cont` it here through its QMP socket",
+                        self.plan.peer_name
+                    ));
+                });
+                Status::Unsettled
+            }
+        }
+    }
+
+    async fn clean_up(&mut self, running: Running) {
+        self.enter(Phase::Cleanup);
+        self.record.update(|report| report.announce.rarp_sent = running.announcements);
+        // The destination goes on by itself: that we are done is a courtesy.
+        if let Err(error) = self.say(Message::Done).await {
+            tracing::debug!(%error, "the destination did not take our goodbye");
+        }
+        if let Some(theirs) = running.digest {
+            match self.memory.digest().await {
+                Ok(own) => self.record.update(|report| {
+                    report.verified = Some(own == theirs);
+                    if own != theirs {
+                        report.notes.push(format!("RAM differs: {own} here, {theirs} at the destination"));
+                    }
+                }),
+                Err(error) => self.record.update(|report| report.notes.push(format!("not verified: {error}"))),
+            }
+        }
+        if let Err(error) = self.vm.quit().await {
+            self.record.update(|report| report.notes.push(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand")));
+        }
+    }
+
+    /// Gives everything back: the VM runs here, the destination forgets it.
+    async fn abandon(&mut self, error: MigrationError) -> Status {
+        tracing::info!(vm = self.plan.prepare.vm, %error, "migration abandoned");
+        // The VM first: nothing is more urgent than that it runs.
+        let resumed = if self.stopped_at.is_some() || self.record.snapshot().phase == Phase::Stop || self.quiesced_now {
+            self.vm.resume().await
+        } else {
+            Ok(())
+        };
+        self.memory.release();
+        let abort = Message::Abort { reason: error.to_string() };
+        // A peer that is gone destroys its half by itself.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.say(abort)).await;
+        let mut reason = error.to_string();
+        if let Err(stuck) = resumed {
+            reason = format!("{reason}; AND THE VM DOES NOT RUN: {stuck}");
+        }
+        self.record.update(|report| report.error_desc = Some(reason));
+        if matches!(error, MigrationError::Cancelled) { Status::Cancelled } else { Status::Failed }
+    }
+
+    async fn say(&mut self, message: Message) -> Result<(), MigrationError> {
+        Ok(self.channel.send(Item::Message(message)).await?)
+    }
+
+    async fn hear(&mut self, awaited: &'static str, seconds: u64) -> Result<Message, MigrationError> {
+        match self.channel.recv(awaited, Limits::of(seconds)).await? {
+            Item::Message(Message::Abort { reason }) => {
+                Err(MigrationError::Peer { host: self.plan.peer_name.clone(), reason })
+            }
+            Item::Message(message) => Ok(message),
+            Item::State(_) => Err(MigrationError::Unexpected { got: "device state".into(), awaited }),
+        }
+    }
+}
+
+fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
+    MigrationError::Unexpected { got: got.name().into(), awaited }
+}
+
+async fn expired(timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => tokio::time::sleep(timeout).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,211 @@
+//! What a migration did: kept while it runs, shown by `status`, stored and exported when it is over.
+//!
+//! Names are those of QMP `query-migrate` where it has one. Times are milliseconds.
+
+mod render;
+
+pub use render::{closing, header, round_line};
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::migration::Phase;
+
+/// How a migration ended, or that it has not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Still going on.
+    #[default]
+    Active,
+    /// The VM runs at the destination.
+    Completed,
+    /// Somebody stopped it; the VM runs at the source.
+    Cancelled,
+    /// It could not be done; the VM runs at the source.
+    Failed,
+    /// The destination did not confirm that it runs the VM: it is paused at the source until someone decides.
+    Unsettled,
+}
+
+/// How pages travelled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Transport {
+    /// `af-xdp staged`: pages are copied into the UMEM.
+    pub mode: String,
+    /// How the XDP program is attached at the source: driver or generic.
+    pub xdp_mode: String,
+    /// Whether the source's driver reads the UMEM itself.
+    pub zero_copy: bool,
+    /// Largest IP packet, bytes.
+    pub mtu: usize,
+    /// Sender threads.
+    pub lanes: usize,
+    /// The destination's side in its own words.
+    pub receiver: String,
+}
+
+/// Totals over all rounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ram {
+    /// Size of the guest's RAM, bytes.
+    pub total: u64,
+    /// Bytes on the wire, all headers included.
+    pub transferred: u64,
+    /// Zero pages that were not sent as pages.
+    pub duplicate: u64,
+    /// Pages sent with content.
+    pub normal: u64,
+    /// Their bytes.
+    pub normal_bytes: u64,
+    /// Unit of all page counts, bytes.
+    pub page_size: u64,
+    /// Scans for dirty pages.
+    pub dirty_sync_count: u64,
+}
+
+/// One pass over memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Round {
+    /// Number; 0 is the whole memory.
+    pub round: u32,
+    /// Pages to send.
+    pub pages: u64,
+    /// Bytes of page content sent.
+    pub bytes: u64,
+    /// Time it took, ms.
+    pub duration_ms: f64,
+    /// Pages the guest wrote meanwhile.
+    pub dirtied_pages: u64,
+    /// Frames that did not arrive; their pages count as dirty.
+    pub lost_frames: u64,
+    /// True when the VM was stopped.
+    pub last: bool,
+}
+
+/// The blackout, part by part, ms. Their sum is `downtime`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DowntimePhases {
+    /// vCPUs stopped until I/O was drained and QEMU waited.
+    pub stop: f64,
+    /// Last scan, last pages, confirmation of every one.
+    pub last_pages: f64,
+    /// Reading all RAM on both sides, with `--verify=full` only.
+    pub verify: f64,
+    /// Device state, from its release until its last byte was sent.
+    pub state: f64,
+    /// Until the destination had loaded it.
+    pub load: f64,
+    /// From commit until the destination said that the vCPUs run.
+    pub resume: f64,
+}
+
+/// Announcements to the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Announce {
+    /// RARP frames that the destination sent, or will have sent when its schedule is through.
+    pub rarp_sent: u32,
+}
+
+/// Everything about one migration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Report {
+    /// Number of the migration on its source host.
+    pub id: String,
+    /// The VM.
+    pub vm: String,
+    /// Host it left.
+    pub source: String,
+    /// Host it went to.
+    pub destination: String,
+    /// How it ended.
+    pub status: Status,
+    /// What it is doing, while it is active.
+    pub phase: Phase,
+    /// Why it did not complete.
+    pub error_desc: Option<String>,
+    /// How pages travelled.
+    pub transport: Transport,
+    /// How dirty pages were found: `live` or `quiesced`, and why.
+    pub scan_mode: String,
+    /// From the request to the end, ms.
+    pub total_time: f64,
+    /// Until the first page was sent, ms.
+    pub setup_time: f64,
+    /// Blackout, ms: vCPUs stopped at the source until the source knew that they run at the destination.
+    pub downtime: f64,
+    /// The same, split.
+    pub downtime_phases: DowntimePhases,
+    /// Totals.
+    pub ram: Ram,
+    /// Every round.
+    pub rounds: Vec<Round>,
+    /// Whether all RAM was proved equal; `null` when not asked for.
+    pub verified: Option<bool>,
+    /// Announcements.
+    pub announce: Announce,
+    /// Remarks for the operator, as fallbacks with their reason.
+    pub notes: Vec<String>,
+}
+
+/// Where the machinery writes what it does, and others read it.
+#[derive(Clone)]
+pub struct Recorder {
+    report: Arc<Mutex<Report>>,
+    /// Pages of the current round that were looked at so far.
+    progress: Arc<AtomicU64>,
+    begun: Instant,
+}
+
+impl Recorder {
+    /// Begins a report; the clock runs from here.
+    pub fn new(report: Report) -> Self {
+        Self { report: Arc::new(Mutex::new(report)), progress: Arc::default(), begun: Instant::now() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the report.
+    pub fn update(&self, change: impl FnOnce(&mut Report)) {
+        change(&mut self.lock());
+    }
+
+    /// The report as it stands; the total time of an active one is that up to now.
+    pub fn snapshot(&self) -> Report {
+        let mut report = self.lock().clone();
+        if report.status == Status::Active {
+            report.total_time = self.elapsed_ms();
+        }
+        report
+    }
+
+    /// Time since the migration was asked for, ms.
+    pub fn elapsed_ms(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64() * 1e3
+    }
+
+    /// Counter of the current round's pages.
+    pub fn progress(&self) -> &Arc<AtomicU64> {
+        &self.progress
+    }
+
+    /// Pages of the current round that were looked at so far.
+    pub fn pages_done(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+}

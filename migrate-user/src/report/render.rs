@@ -1,0 +1,119 @@
+//! A report for people.
+
+use std::fmt::Write;
+
+use super::{Report, Round, Status};
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Head of the table of rounds.
+pub fn header() -> String {
+    format!(
+        "{:>5}  {:>10}  {:>9}  {:>9}  {:>12}  {:>6}",
+        "round", "MiB to send", "seconds", "MiB/s", "MiB dirtied", "lost"
+    )
+}
+
+/// One line of the table.
+pub fn round_line(round: &Round, page_size: u64) -> String {
+    let mib = |pages: u64| (pages * page_size) as f64 / MIB;
+    let seconds = round.duration_ms / 1e3;
+    let rate = if seconds > 0.0 { round.bytes as f64 / MIB / seconds } else { 0.0 };
+    let name = if round.last { "last".to_owned() } else { round.round.to_string() };
+    let dirtied = if round.last { "stopped".to_owned() } else { format!("{:.2}", mib(round.dirtied_pages)) };
+    format!(
+        "{name:>5}  {:>11.2}  {seconds:>9.4}  {rate:>9.0}  {dirtied:>12}  {:>6}",
+        mib(round.pages),
+        round.lost_frames
+    )
+}
+
+/// What is said when it is over.
+pub fn closing(report: &Report) -> String {
+    let mut out = String::new();
+    let outcome = match report.status {
+        Status::Completed => format!("{} runs on {}", report.vm, report.destination),
+        Status::Cancelled => format!("cancelled: {} runs on at {}", report.vm, report.source),
+        Status::Failed => format!("failed: {} runs on at {}", report.vm, report.source),
+        Status::Unsettled => format!("UNSETTLED: {} is paused at {}", report.vm, report.source),
+        Status::Active => format!("{} is on its way to {}", report.vm, report.destination),
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{outcome}");
+    if let Some(error) = &report.error_desc {
+        let _ = writeln!(out, "  reason      {error}");
+    }
+    let _ = writeln!(
+        out,
+        "  total       {:.0} ms, of which {:.0} ms set-up; {} rounds",
+        report.total_time,
+        report.setup_time,
+        report.rounds.len()
+    );
+    if report.downtime > 0.0 {
+        let p = &report.downtime_phases;
+        let _ = write!(
+            out,
+            "  blackout    {:.1} ms = stop {:.1} + last pages {:.1} + state {:.1} + load {:.1} + resume {:.1}",
+            report.downtime, p.stop, p.last_pages, p.state, p.load, p.resume
+        );
+        let _ = if p.verify > 0.0 { writeln!(out, " + verify {:.1}", p.verify) } else { writeln!(out) };
+    }
+    let _ = writeln!(
+        out,
+        "  memory      {:.0} MiB, {:.1} MiB on the wire, {} pages sent, {} zero",
+        report.ram.total as f64 / MIB,
+        report.ram.transferred as f64 / MIB,
+        report.ram.normal,
+        report.ram.duplicate
+    );
+    let t = &report.transport;
+    let _ = writeln!(
+        out,
+        "  transport   {}, XDP {}, {}, MTU {}, {} lane(s); receiver {}",
+        t.mode,
+        t.xdp_mode,
+        if t.zero_copy { "zero-copy" } else { "copy mode" },
+        t.mtu,
+        t.lanes,
+        t.receiver
+    );
+    if !report.scan_mode.is_empty() {
+        let _ = writeln!(out, "  dirty scan  {}", report.scan_mode);
+    }
+    if let Some(verified) = report.verified {
+        let _ = writeln!(out, "  verified    {}", if verified { "all RAM equal" } else { "RAM DIFFERS" });
+    }
+    if report.status == Status::Completed {
+        let _ = writeln!(out, "  announced   {} RARP frames", report.announce.rarp_sent);
+    }
+    for note in &report.notes {
+        let _ = writeln!(out, "  note        {note}");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stay_under_their_heads() {
+        let round = Round { round: 0, pages: 131_072, bytes: 512 << 20, duration_ms: 500.0, dirtied_pages: 1280, ..Round::default() };
+        assert_eq!(round_line(&round, 4096), "    0       512.00     0.5000       1024          5.00       0");
+        assert_eq!(header().len(), round_line(&round, 4096).len() + 1 - 1);
+    }
+
+    #[test]
+    fn failures_say_who_has_the_vm_and_why() {
+        let report = Report {
+            vm: "web".into(),
+            source: "a".into(),
+            status: Status::Failed,
+            error_desc: Some("no carrier".into()),
+            ..Report::default()
+        };
+        let text = closing(&report);
+        assert!(text.contains("web runs on at a") && text.contains("no carrier"), "{text}");
+    }
+}

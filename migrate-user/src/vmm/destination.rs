@@ -1,0 +1,237 @@
+//! QEMU as the VM that arrives.
+
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
+
+use super::{DestinationVm, Event, Qmp, QmpError, VmDefinition, VmmError, source};
+
+const PIPE: &str = "xferry-state";
+/// Time for QEMU to start and open its monitor. Pre-allocation of RAM (`prealloc=on`) is part of it.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Time for the device state to be loaded, and for the vCPUs to start.
+const STEP_LIMIT: Duration = Duration::from_secs(20);
+
+/// A QEMU that waits for its state, started here or found waiting.
+pub struct QemuDestination {
+    vm: String,
+    qmp: Qmp,
+    events: broadcast::Receiver<Event>,
+    state: Option<UnixStream>,
+    /// Set when we started it: then it is also ours to end.
+    child: Option<Started>,
+}
+
+struct Started {
+    child: Child,
+    log: PathBuf,
+}
+
+impl QemuDestination {
+    /// Starts the VM from its definition, or attaches to a QEMU that already waits at its QMP socket. `log_dir`
+    /// takes what a started QEMU prints.
+    ///
+    /// # Errors
+    /// [`VmmError::Launch`] with QEMU's own words.
+    pub async fn launch(definition: &VmDefinition, log_dir: &Path) -> Result<Self, VmmError> {
+        let vm = definition.name.clone();
+        let launch = |reason: String| VmmError::Launch { vm: vm.clone(), reason };
+        match Qmp::connect(&definition.qmp).await {
+            Ok(qmp) => return Self::attach(vm, qmp).await,
+            Err(QmpError::Connect { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        let Some(command) = definition.incoming_command() else {
+            return Err(launch(format!(
+                "nothing waits at {} and its definition has no command: start QEMU with -incoming defer -S, or add command = [\"qemu-system-x86_64\", …]",
+                definition.qmp.display()
+            )));
+        };
+        let mut started = start(&command, &log_dir.join(format!("{vm}.log")))
+            .map_err(|error| launch(format!("cannot start {}: {error}", command[0])))?;
+        let deadline = Instant::now() + START_LIMIT;
+        let qmp = loop {
+            match Qmp::connect(&definition.qmp).await {
+                Ok(qmp) => break qmp,
+                Err(error) => {
+                    if let Ok(Some(status)) = started.child.try_wait() {
+                        return Err(launch(format!("QEMU ended ({status}): {}", last_words(&started.log))));
+                    }
+                    if Instant::now() > deadline {
+                        end(&mut started);
+                        return Err(launch(format!("{error}; waited {} s: {}", START_LIMIT.as_secs(), last_words(&started.log))));
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        let events = qmp.subscribe();
+        let mut this = Self { vm, qmp, events, state: None, child: Some(started) };
+        if let Err(error) = this.open_state().await {
+            this.destroy().await;
+            return Err(error);
+        }
+        Ok(this)
+    }
+
+    async fn attach(vm: String, qmp: Qmp) -> Result<Self, VmmError> {
+        let status = qmp.execute("query-status", json!({})).await?;
+        let status = status["status"].as_str().unwrap_or_default().to_owned();
+        let launch = |reason: String| VmmError::Launch { vm: vm.clone(), reason };
+        if status != "inmigrate" {
+            return Err(launch(format!(
+                "a QEMU is already there (pid {}, {status}) and does not wait for a migration: is the VM running on this host too?",
+                qmp.pid()
+            )));
+        }
+        let command = std::fs::read(format!("/proc/{}/cmdline", qmp.pid())).unwrap_or_default();
+        if !command.split(|&byte| byte == 0).any(|argument| argument == b"-S" || argument == b"--S") {
+            return Err(launch(format!(
+                "the waiting QEMU (pid {}) would run as soon as its state is loaded, before the handover is settled: start it with -S",
+                qmp.pid()
+            )));
+        }
+        let events = qmp.subscribe();
+        let mut this = Self { vm, qmp, events, state: None, child: None };
+        this.open_state().await?;
+        Ok(this)
+    }
+
+    /// The monitor.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// The VM runs and is nobody's but the operator's: lets go of its monitor, so that others can connect.
+    pub fn hand_over(self) {
+        if let Some(mut started) = self.child {
+            // Only to reap it, should it end while this agent lives.
+            let reaper = std::thread::Builder::new().name("reap".into()).spawn(move || started.child.wait());
+            if let Err(error) = reaper {
+                tracing::warn!(%error, "no thread to reap the VM's process; it may stay as a zombie when it ends");
+            }
+        }
+    }
+
+    async fn open_state(&mut self) -> Result<(), VmmError> {
+        source::prepare_migration(&self.qmp).await?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        self.qmp.send_fd(PIPE, theirs.as_fd()).await?;
+        self.qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{PIPE}") })).await?;
+        self.state = Some(UnixStream::from_std(ours)?);
+        Ok(())
+    }
+
+    async fn wait_for(&mut self, waited_for: &'static str, reached: impl Fn(&Event) -> Option<Result<(), String>> + Send) -> Result<(), VmmError> {
+        let waiting = async {
+            loop {
+                let event = match source::next(&mut self.events, &self.qmp).await {
+                    Ok(event) => event,
+                    Err(error) => return Err(self.explain(error)),
+                };
+                match reached(&event) {
+                    Some(Ok(())) => return Ok(()),
+                    Some(Err(reason)) => return Err(self.explain(VmmError::State(reason))),
+                    None => {}
+                }
+            }
+        };
+        let seconds = STEP_LIMIT.as_secs();
+        tokio::time::timeout(STEP_LIMIT, waiting).await.map_err(|_| VmmError::Timeout { waited_for, seconds })?
+    }
+
+    /// Adds what a QEMU that we started printed: that is where it says why it refused its state.
+    fn explain(&self, error: VmmError) -> VmmError {
+        match &self.child {
+            Some(started) => VmmError::State(format!("{error}: {}", last_words(&started.log))),
+            None => error,
+        }
+    }
+}
+
+impl DestinationVm for QemuDestination {
+    async fn load(&mut self, state: Bytes) -> Result<(), VmmError> {
+        let Some(stream) = &mut self.state else {
+            return Err(VmmError::State("more state came after its end".into()));
+        };
+        let written = tokio::time::timeout(STEP_LIMIT, stream.write_all(&state)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.explain(error.into())),
+            Err(_) => Err(VmmError::Timeout { waited_for: "taking its state", seconds: STEP_LIMIT.as_secs() }),
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), VmmError> {
+        // Closing the pipe is the end of the stream.
+        self.state = None;
+        self.wait_for("the end of loading", |event| {
+            if event.name != "MIGRATION" {
+                return None;
+            }
+            match event.data["status"].as_str() {
+                Some("completed") => Some(Ok(())),
+                Some("failed") => Some(Err("loading failed".into())),
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    async fn run(&mut self) -> Result<(), VmmError> {
+        // The answer comes after the vCPUs were started; the event is for those who watch.
+        self.qmp.execute("cont", json!({})).await?;
+        Ok(())
+    }
+
+    async fn destroy(&mut self) {
+        self.state = None;
+        if let Err(error) = self.qmp.execute("quit", json!({})).await {
+            tracing::debug!(vm = self.vm, %error, "the half-made VM did not answer quit");
+        }
+        if let Some(mut started) = self.child.take() {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while started.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            end(&mut started);
+        }
+    }
+}
+
+/// Starts QEMU in a session of its own, so that it outlives the agent.
+fn start(command: &[String], log: &Path) -> std::io::Result<Started> {
+    let output = std::fs::File::create(log)?;
+    let mut process = Command::new(&command[0]);
+    process
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // Signals to the agent's process group (Ctrl-C in a terminal) must not reach the VM.
+        .process_group(0);
+    Ok(Started { child: process.spawn()?, log: log.to_owned() })
+}
+
+/// Ends a QEMU that we started. Once a VM has been handed over it is never called.
+fn end(started: &mut Started) {
+    // Both fail only when it has ended already.
+    let _ = started.child.kill();
+    let _ = started.child.wait();
+}
+
+/// The end of what QEMU printed.
+fn last_words(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tail = lines[lines.len().saturating_sub(3)..].join(" / ");
+    if tail.is_empty() { "it printed nothing".into() } else { tail }
+}
