@@ -285,25 +285,21 @@ impl FrameSink for LeasedSink {
     }
 }
 
-/// Passes on what the XDP program logs, for as long as the port is open.
-pub(super) fn log_xdp(port: &Arc<Port>) {
-    use tokio::io::{Interest, unix::AsyncFd};
-    let logger = {
-        let mut bouncer = lock(&port.bouncer);
-        aya_log::EbpfLogger::init(bouncer.ebpf_mut()).map_err(|error| error.to_string())
-    };
-    let logger = logger.and_then(|logger| {
-        AsyncFd::with_interest(logger, Interest::READABLE).map_err(|error| error.to_string())
-    });
+/// How often the XDP program's log is looked at. It logs rare events only.
+const LOG_INTERVAL: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// Passes on what the XDP program logs, for as long as the agent runs.
+pub(super) fn log_xdp(port: &Port) {
+    let logger = aya_log::EbpfLogger::init(lock(&port.bouncer).ebpf_mut());
     match logger {
         Ok(mut logger) => {
             tokio::spawn(async move {
-                while let Ok(mut guard) = logger.readable_mut().await {
-                    guard.get_inner_mut().flush();
-                    guard.clear_ready();
+                loop {
+                    tokio::time::sleep(LOG_INTERVAL).await;
+                    logger.flush();
                 }
             });
         }
-        Err(error) => tracing::warn!(error, "the XDP program's log is not heard; its counters are"),
+        Err(error) => tracing::warn!(%error, "the XDP program's log is not heard; its counters are"),
     }
 }

@@ -109,8 +109,11 @@ pub struct Event {
 
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, Value>>>>>;
 
-/// A connection to one monitor.
-pub struct Qmp {
+/// A connection to one monitor; clones share it.
+#[derive(Clone)]
+pub struct Qmp(Arc<Connection>);
+
+struct Connection {
     path: PathBuf,
     stream: Arc<UnixStream>,
     pending: Pending,
@@ -123,7 +126,7 @@ pub struct Qmp {
     pid: u32,
 }
 
-impl Drop for Qmp {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
     }
@@ -187,7 +190,7 @@ impl Qmp {
                 return Err(busy());
             }
         };
-        let this = Self {
+        let this = Self(Arc::new(Connection {
             path: path.to_owned(),
             stream,
             pending,
@@ -197,29 +200,29 @@ impl Qmp {
             reader,
             version,
             pid: pid as u32,
-        };
+        }));
         this.execute("qmp_capabilities", json!({})).await?;
         Ok(this)
     }
 
     /// QEMU's version, as 10.0.2.
     pub fn version(&self) -> &str {
-        &self.version
+        &self.0.version
     }
 
     /// The process behind the socket.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.0.pid
     }
 
     /// Events from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        self.0.events.subscribe()
     }
 
     /// Whether the monitor's connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.reader.is_finished()
+        self.0.reader.is_finished()
     }
 
     /// Runs a command and returns its answer.
@@ -239,10 +242,10 @@ impl Qmp {
     }
 
     async fn run(&self, command: &str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, QmpError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let (answered, answer) = oneshot::channel();
-        lock(&self.pending).insert(id, answered);
-        let closed = || QmpError::Closed { path: self.path.clone(), during: Some(command.to_owned()) };
+        lock(&self.0.pending).insert(id, answered);
+        let closed = || QmpError::Closed { path: self.0.path.clone(), during: Some(command.to_owned()) };
         if self.is_closed() {
             return Err(closed());
         }
@@ -264,17 +267,17 @@ impl Qmp {
             }),
             Ok(Err(_)) => Err(closed()),
             Err(_) => {
-                lock(&self.pending).remove(&id);
+                lock(&self.0.pending).remove(&id);
                 Err(timeout())
             }
         }
     }
 
     async fn write_line(&self, mut line: &[u8], mut fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
-        let _one = self.write.lock().await;
+        let _one = self.0.write.lock().await;
         while !line.is_empty() {
-            self.stream.writable().await?;
-            let sent = self.stream.try_io(Interest::WRITABLE, || {
+            self.0.stream.writable().await?;
+            let sent = self.0.stream.try_io(Interest::WRITABLE, || {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
                 let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
@@ -282,7 +285,7 @@ impl Qmp {
                     control.push(SendAncillaryMessage::ScmRights(&fds));
                 }
                 let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-                Ok(rustix::net::sendmsg(self.stream.as_fd(), &[IoSlice::new(line)], &mut control, flags)?)
+                Ok(rustix::net::sendmsg(self.0.stream.as_fd(), &[IoSlice::new(line)], &mut control, flags)?)
             });
             match sent {
                 Ok(count) => {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use serde_json::json;
-use tokio::{io::AsyncReadExt, net::UnixStream, sync::broadcast};
+use serde_json::{Value, json};
+use tokio::{io::AsyncReadExt, net::UnixStream, sync::broadcast, task::JoinHandle};
 
 use super::{Event, Qmp, QmpError, SourceVm, VmmError};
 
@@ -25,13 +25,16 @@ pub struct QemuSource {
     events: broadcast::Receiver<Event>,
     state: Option<UnixStream>,
     buffer: BytesMut,
+    /// The command that lets the state flow. QEMU answers it only after the state has left it, so it must not be
+    /// waited for before the state is read.
+    released: Option<JoinHandle<Result<Value, QmpError>>>,
 }
 
 impl QemuSource {
     /// Takes the monitor of a running VM.
     pub fn new(vm: String, qmp: Qmp) -> Self {
         let events = qmp.subscribe();
-        Self { vm, qmp, events, state: None, buffer: BytesMut::new() }
+        Self { vm, qmp, events, state: None, buffer: BytesMut::new(), released: None }
     }
 
     /// The monitor.
@@ -139,7 +142,10 @@ impl SourceVm for QemuSource {
     }
 
     async fn release_state(&mut self) -> Result<(), VmmError> {
-        self.qmp.execute("migrate-continue", json!({ "state": "pre-switchover" })).await?;
+        let qmp = self.qmp.clone();
+        self.released = Some(tokio::spawn(async move {
+            qmp.execute("migrate-continue", json!({ "state": "pre-switchover" })).await
+        }));
         Ok(())
     }
 
@@ -148,7 +154,11 @@ impl SourceVm for QemuSource {
         self.buffer.reserve(STATE_CHUNK);
         let read = tokio::time::timeout(STEP_LIMIT, stream.read_buf(&mut self.buffer));
         let seconds = STEP_LIMIT.as_secs();
-        let count = read.await.map_err(|_| VmmError::Timeout { waited_for: "its next bytes of state", seconds })??;
+        let count = tokio::select! {
+            biased;
+            count = read => count.map_err(|_| VmmError::Timeout { waited_for: "its next bytes of state", seconds })??,
+            error = refusal(&mut self.released) => return Err(error),
+        };
         if count > 0 {
             return Ok(Some(self.buffer.split().freeze()));
         }
@@ -203,6 +213,20 @@ impl SourceVm for QemuSource {
         });
         gone.await.map_err(|_| VmmError::Timeout { waited_for: "its own end", seconds: STEP_LIMIT.as_secs() })
     }
+}
+
+/// Ends only when the command failed.
+async fn refusal(released: &mut Option<JoinHandle<Result<Value, QmpError>>>) -> VmmError {
+    if let Some(command) = released {
+        let answer = command.await;
+        *released = None;
+        match answer {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(error) => return VmmError::State(format!("its state was not released: {error}")),
+        }
+    }
+    std::future::pending().await
 }
 
 /// The instant at which QEMU saw something, from its wall-clock stamp; both are of this host.

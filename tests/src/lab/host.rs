@@ -159,9 +159,11 @@ impl Host {
         let name = format!("QEMU on {}", self.side);
         let mut vm = self.start(&name, &config.command(&paths), &self.qemu_log())?;
         // Its socket takes connections before QEMU has looked at all its arguments; an answer comes after.
+        // Not the lab's socket, which a watch may hold; the agent does not need its own yet.
         wait_for(&format!("the monitor of {name}"), QEMU_LIMIT, || {
             vm.expect_running()?;
-            Ok(Monitor::open(&paths.lab_qmp).and_then(|mut monitor| monitor.query_status().ok()))
+            let monitor = Monitor::open(&paths.qmp).ok().flatten();
+            Ok(monitor.and_then(|mut monitor| monitor.query_status().ok()))
         })
         .with_context(|| vm.tail())?;
         *slot = Some(vm);

@@ -1,12 +1,14 @@
 //! A QMP session with a QEMU of the lab, on the socket that its agent does not use.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How long a read blocks, and so how long a question may wait.
 const READ_LIMIT: Duration = Duration::from_millis(20);
@@ -21,16 +23,21 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Connects and negotiates; `None` if nobody listens or the session does not come about.
-    pub(crate) fn open(socket: &Path) -> Option<Self> {
-        let stream = UnixStream::connect(socket).ok()?;
-        stream.set_read_timeout(Some(READ_LIMIT)).ok()?;
+    /// Connects and negotiates; `None` if no QEMU listens.
+    ///
+    /// # Errors
+    /// If one listens but does not answer; most likely it serves somebody else.
+    pub(crate) fn open(socket: &Path) -> Result<Option<Self>> {
+        let Some(stream) = connect(socket).with_context(|| format!("connecting to {}", socket.display()))?
+        else {
+            return Ok(None);
+        };
         let mut monitor = Self { reader: BufReader::new(stream), line: Vec::new() };
         let deadline = Instant::now() + ANSWER_LIMIT;
-        monitor.read_until(deadline, |message| message.get("QMP").is_some()).ok()?;
-        monitor.execute("qmp_capabilities").ok()?;
-        monitor.read_until(deadline, |message| message.get("return").is_some()).ok()?;
-        Some(monitor)
+        monitor.read_until(deadline, |message| message.get("QMP").is_some())?;
+        monitor.execute("qmp_capabilities")?;
+        monitor.read_until(deadline, |message| message.get("return").is_some())?;
+        Ok(Some(monitor))
     }
 
     /// The run state, by `query-status`.
@@ -77,6 +84,23 @@ impl Monitor {
             Err(error) => Err(error).context("reading QMP"),
         }
     }
+}
+
+/// Connects without waiting: QEMU serves one client at a time, and `connect` to a full queue blocks for
+/// as long as that one stays.
+fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(READ_LIMIT))?;
+    Ok(Some(UnixStream::from(OwnedFd::from(socket))))
 }
 
 /// The run state in an answer to `query-status`.

@@ -12,9 +12,9 @@ use crate::lab::monitor::Monitor;
 /// [`VmWatch`] holds the socket, ask that.
 ///
 /// # Errors
-/// If it listens but does not answer.
+/// If it listens but does not answer, perhaps because a watch holds the socket.
 pub fn qemu_status(socket: &Path) -> Result<Option<String>> {
-    Monitor::open(socket).map(|mut qemu| qemu.query_status()).transpose()
+    Monitor::open(socket)?.map(|mut qemu| qemu.query_status()).transpose()
 }
 
 /// How many of the watched QEMU processes run their VM's processors.

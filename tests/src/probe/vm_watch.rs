@@ -59,14 +59,14 @@ impl VmWatch {
         let watching = Arc::clone(&shared);
         workers.start("vm-watch", move |stop| {
             while !stop.load(Ordering::Relaxed) {
-                let monitor = Monitor::open(&socket);
-                if let Some(monitor) = monitor {
+                match Monitor::open(&socket) {
                     // It ends when QEMU does, and that is no error.
-                    let _ = follow(monitor, &watching, stop);
-                } else {
-                    watching.answer(None);
-                    thread::sleep(SEARCH_INTERVAL);
+                    Ok(Some(monitor)) => drop(follow(monitor, &watching, stop)),
+                    Ok(None) => watching.answer(None),
+                    // Somebody else holds the socket, or QEMU is just ending: who asks must wait.
+                    Err(_) => {}
                 }
+                thread::sleep(SEARCH_INTERVAL);
             }
         })?;
         Ok(Self { shared, _workers: workers })
