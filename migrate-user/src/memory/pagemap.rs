@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn sees_its_own_pages() {
         if !supports_scan() {
-            eprintln!("skipped: no PAGEMAP_SCAN here");
+            println!("skipped: no PAGEMAP_SCAN here");
             return;
         }
         let memory = vec![1u8; 64 * PAGE_SIZE];

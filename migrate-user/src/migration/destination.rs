@@ -76,7 +76,10 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
             Err(error) => {
                 match self.state.take() {
                     Some(State::Receiving { mut vm, .. } | State::Loading { mut vm, .. } | State::Loaded { mut vm, .. }) => {
-                        vm.destroy().await;
+                        if !vm.destroy().await {
+                            // The source takes an abort for the promise that nothing runs here. It cannot be given.
+                            return Err(error);
+                        }
                     }
                     // What runs is not touched, whatever happens to the connection.
                     Some(State::Running) => return Ok(()),

@@ -426,6 +426,8 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                 self.clean_up(running).await;
                 Status::Completed
             }
+            // The destination has ended its half before it says so: the VM is ours again.
+            Err(error @ MigrationError::Peer { .. }) => self.abandon(error).await,
             Err(error) => {
                 self.record.update(|report| {
                     report.error_desc = Some(format!(

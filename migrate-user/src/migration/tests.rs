@@ -1,1 +1,577 @@
-//! wip
+//! Both state machines against each other in memory, with a fault at every message and in every call.
+//!
+//! What is checked each time: never two sides that run the VM, not even for an instant; when it runs at the
+//! destination, its memory is the source's; when the destination does not have it, nothing of it is left there
+//! and it runs at the source. The one exception is a connection that breaks between commit and confirmation:
+//! then it may be paused at the source, and the report says so.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    control::{Channel, ControlError, Item, Message, Prepare, Prepared, VerifyMode},
+    datapath::{FrameSet, LaneLosses, losses},
+    memory::{Backend, Digest, MemoryError, PageSet},
+    report::{Recorder, Report, Status},
+    vmm::{DestinationVm, SourceVm, VmmError},
+};
+
+const PAGES: usize = 64;
+
+/// A call that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Begin,
+    TakeWritten,
+    Pause,
+    Stop,
+    Release,
+    State,
+    Quit,
+    OpenStream,
+    Send,
+    Prepare,
+    CloseRound,
+    Load,
+    Finish,
+    Run,
+}
+
+const CALLS: [Call; 14] = [
+    Call::Begin,
+    Call::TakeWritten,
+    Call::Pause,
+    Call::Stop,
+    Call::Release,
+    Call::State,
+    Call::Quit,
+    Call::OpenStream,
+    Call::Send,
+    Call::Prepare,
+    Call::CloseRound,
+    Call::Load,
+    Call::Finish,
+    Call::Run,
+];
+
+/// What goes wrong, if anything.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fault {
+    /// The connection breaks instead of carrying the item with this number, counted over both directions.
+    break_at: Option<usize>,
+    /// From the item with this number on nothing arrives any more, and nobody is told.
+    silence_at: Option<usize>,
+    /// The `n`th call of this kind fails.
+    call: Option<(Call, usize)>,
+    /// Somebody cancels when the item with this number is sent.
+    cancel_at: Option<usize>,
+    /// Every so many frames one is lost.
+    lose_every: Option<usize>,
+}
+
+/// Two hosts and the VM.
+struct World {
+    source_memory: [u32; PAGES],
+    destination_memory: [u32; PAGES],
+    received: FrameSet,
+    source_runs: bool,
+    source_gone: bool,
+    destination_runs: bool,
+    destination_exists: bool,
+    dirty: PageSet,
+    tracked: bool,
+    writes_left: u32,
+    items: usize,
+    frames: usize,
+    calls: Vec<Call>,
+    fault: Fault,
+    cancel: Option<tokio::sync::watch::Sender<bool>>,
+}
+
+type Shared = Arc<Mutex<World>>;
+
+impl World {
+    fn new(fault: Fault) -> Shared {
+        Arc::new(Mutex::new(Self {
+            source_memory: std::array::from_fn(|page| page as u32 + 1),
+            destination_memory: [0; PAGES],
+            received: FrameSet::default(),
+            source_runs: true,
+            source_gone: false,
+            destination_runs: false,
+            destination_exists: false,
+            dirty: PageSet::new(PAGES as u64),
+            tracked: false,
+            writes_left: 40,
+            items: 0,
+            frames: 0,
+            calls: Vec::new(),
+            fault,
+            cancel: None,
+        }))
+    }
+
+    /// Notes a call; whether it is to fail.
+    fn fails(&mut self, call: Call) -> bool {
+        let before = self.calls.iter().filter(|&&other| other == call).count();
+        self.calls.push(call);
+        self.fault.call == Some((call, before))
+    }
+
+    fn check(&self) {
+        assert!(!(self.source_runs && self.destination_runs), "two hosts run the VM");
+        assert!(!self.destination_runs || self.destination_exists);
+    }
+
+    /// The guest writes, if it runs.
+    fn guest_writes(&mut self) {
+        if self.source_runs && self.writes_left > 0 {
+            for n in 0..4 {
+                let page = (self.writes_left as usize * 7 + n * 13) % PAGES;
+                self.source_memory[page] += 1000;
+                if self.tracked {
+                    self.dirty.insert(page as u64);
+                }
+            }
+            self.writes_left = self.writes_left.saturating_sub(8);
+        }
+    }
+}
+
+fn failure(what: &str) -> VmmError {
+    VmmError::State(format!("{what} was made to fail"))
+}
+
+struct Source(Shared);
+struct Destination(Shared);
+struct Memory(Shared);
+struct Host(Shared);
+struct Stream(Shared);
+
+impl SourceVm for Source {
+    async fn pause(&mut self) -> Result<(), VmmError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::Pause) {
+            return Err(failure("pause"));
+        }
+        world.source_runs = false;
+        Ok(())
+    }
+    async fn unpause(&mut self) -> Result<(), VmmError> {
+        self.resume().await
+    }
+    async fn stop(&mut self) -> Result<Instant, VmmError> {
+        let mut world = self.0.lock().unwrap();
+        world.guest_writes();
+        world.source_runs = false;
+        // It may have stopped and yet not have got where it should.
+        if world.fails(Call::Stop) { Err(failure("stop")) } else { Ok(Instant::now()) }
+    }
+    async fn release_state(&mut self) -> Result<(), VmmError> {
+        if self.0.lock().unwrap().fails(Call::Release) { Err(failure("release")) } else { Ok(()) }
+    }
+    async fn state(&mut self) -> Result<Option<Bytes>, VmmError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::State) {
+            return Err(failure("state"));
+        }
+        let parts = world.calls.iter().filter(|&&call| call == Call::State).count();
+        Ok((parts <= 3).then(|| Bytes::from_static(b"devices")))
+    }
+    async fn resume(&mut self) -> Result<(), VmmError> {
+        let mut world = self.0.lock().unwrap();
+        assert!(!world.source_gone, "a VMM that was ended cannot resume");
+        world.source_runs = true;
+        world.check();
+        Ok(())
+    }
+    async fn quit(&mut self) -> Result<(), VmmError> {
+        let mut world = self.0.lock().unwrap();
+        assert!(!world.source_runs && world.destination_runs, "only a VM that runs elsewhere is ended here");
+        world.source_gone = true;
+        if world.fails(Call::Quit) { Err(failure("quit")) } else { Ok(()) }
+    }
+}
+
+impl DestinationVm for Destination {
+    async fn load(&mut self, _: Bytes) -> Result<(), VmmError> {
+        if self.0.lock().unwrap().fails(Call::Load) { Err(failure("load")) } else { Ok(()) }
+    }
+    async fn finish(&mut self) -> Result<(), VmmError> {
+        if self.0.lock().unwrap().fails(Call::Finish) { Err(failure("finish")) } else { Ok(()) }
+    }
+    async fn run(&mut self) -> Result<(), VmmError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::Run) {
+            return Err(failure("run"));
+        }
+        assert_eq!(world.source_memory, world.destination_memory, "memory is whole before it runs");
+        world.destination_runs = true;
+        world.check();
+        Ok(())
+    }
+    async fn destroy(&mut self) -> bool {
+        let mut world = self.0.lock().unwrap();
+        assert!(!world.destination_runs, "a running VM is never destroyed");
+        world.destination_exists = false;
+        true
+    }
+}
+
+fn digest(memory: &[u32; PAGES]) -> Digest {
+    Digest(memory.iter().fold(7u128, |sum, &page| sum.wrapping_mul(31).wrapping_add(page.into())).to_le_bytes())
+}
+
+fn no_tracking() -> MemoryError {
+    MemoryError::Inject { pid: 1, problem: "made to fail".into() }
+}
+
+impl SourceMemory for Memory {
+    async fn begin(&mut self) -> Result<PageSet, MemoryError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::Begin) {
+            return Err(no_tracking());
+        }
+        world.tracked = true;
+        let mut all = PageSet::new(PAGES as u64);
+        all.insert_range(0, PAGES as u64);
+        Ok(all)
+    }
+    async fn take_written(&mut self) -> Result<PageSet, MemoryError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::TakeWritten) {
+            return Err(no_tracking());
+        }
+        world.guest_writes();
+        Ok(std::mem::replace(&mut world.dirty, PageSet::new(PAGES as u64)))
+    }
+    async fn digest(&mut self) -> Result<Digest, MemoryError> {
+        Ok(digest(&self.0.lock().unwrap().source_memory))
+    }
+    fn release(&mut self) {
+        self.0.lock().unwrap().tracked = false;
+    }
+}
+
+impl SourceHost for Host {
+    type Stream = Stream;
+    async fn open_stream(&mut self, _: &Prepared) -> Result<Stream, MigrationError> {
+        if self.0.lock().unwrap().fails(Call::OpenStream) {
+            return Err(MigrationError::Host("open_stream was made to fail".into()));
+        }
+        Ok(Stream(Arc::clone(&self.0)))
+    }
+}
+
+impl PageStream for Stream {
+    async fn probe(&mut self, _: u32) -> Result<(), MigrationError> {
+        Ok(())
+    }
+    /// One page a frame.
+    async fn send(&mut self, _: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::Send) {
+            return Err(MigrationError::Send(crate::datapath::SendError::Silent));
+        }
+        for (number, page) in pages.iter().enumerate() {
+            world.frames += 1;
+            if world.fault.lose_every.is_some_and(|every| world.frames.is_multiple_of(every)) {
+                continue;
+            }
+            world.destination_memory[page as usize] = world.source_memory[page as usize];
+            world.received.insert(number as u32);
+        }
+        world.guest_writes();
+        Ok(RoundSent { frames: vec![pages.count() as u32], data_pages: pages.count(), ..RoundSent::default() })
+    }
+    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
+        let numbers: Vec<u64> = pages.iter().collect();
+        let mut again = PageSet::new(PAGES as u64);
+        for (start, end) in losses.iter().flat_map(|lane| lane.missing.clone()) {
+            (start..end).for_each(|number| again.insert(numbers[number as usize]));
+        }
+        again
+    }
+}
+
+impl DestinationHost for Host {
+    type Vm = Destination;
+    async fn prepare(&mut self, _: &Prepare) -> Result<(Prepared, Destination), MigrationError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::Prepare) {
+            return Err(MigrationError::Host("there is no room".into()));
+        }
+        world.destination_exists = true;
+        let prepared = Prepared {
+            ip: [10, 0, 0, 2].into(),
+            mac: crate::network::Mac([2; 6]),
+            mtu: 9000,
+            single_buffer: false,
+            port: 4791,
+            window: 100,
+            transport: "memory".into(),
+        };
+        Ok((prepared, Destination(Arc::clone(&self.0))))
+    }
+    async fn probes(&mut self, sent: u32) -> u64 {
+        sent.into()
+    }
+    async fn close_round(&mut self, _: u32, frames: &[u32], _: bool) -> Result<Vec<LaneLosses>, MigrationError> {
+        let mut world = self.0.lock().unwrap();
+        if world.fails(Call::CloseRound) {
+            return Err(MigrationError::Host("close_round was made to fail".into()));
+        }
+        Ok(losses(frames, &[std::mem::take(&mut world.received)]))
+    }
+    async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
+        Ok(())
+    }
+    async fn digest(&mut self, _: bool) -> Result<Digest, MigrationError> {
+        Ok(digest(&self.0.lock().unwrap().destination_memory))
+    }
+    fn progress(&self) -> u64 {
+        self.0.lock().unwrap().frames as u64
+    }
+    async fn close_stream(&mut self) {}
+    fn announce(&mut self) -> (u32, u32) {
+        assert!(self.0.lock().unwrap().destination_runs, "nothing is announced before the VM runs");
+        (1, 5)
+    }
+    fn keep(&mut self, _: Destination) {}
+}
+
+/// A connection whose faults are the world's.
+struct Wire {
+    out: Option<mpsc::UnboundedSender<Item>>,
+    inbox: mpsc::UnboundedReceiver<Item>,
+    world: Shared,
+}
+
+fn wire(world: &Shared) -> (Wire, Wire) {
+    let (to_b, from_a) = mpsc::unbounded_channel();
+    let (to_a, from_b) = mpsc::unbounded_channel();
+    let end = |out, inbox| Wire { out: Some(out), inbox, world: Arc::clone(world) };
+    (end(to_b, from_b), end(to_a, from_a))
+}
+
+impl Channel for Wire {
+    async fn send(&mut self, item: Item) -> Result<(), ControlError> {
+        {
+            let mut world = self.world.lock().unwrap();
+            let number = world.items;
+            world.items += 1;
+            if world.fault.cancel_at == Some(number)
+                && let Some(cancel) = &world.cancel
+            {
+                cancel.send(true).unwrap();
+            }
+            if world.fault.silence_at.is_some_and(|from| number >= from) {
+                return Ok(());
+            }
+            if world.fault.break_at == Some(number) {
+                self.out = None;
+                self.inbox.close();
+            }
+        }
+        // Lets the other side, and a cancel, have their turn.
+        tokio::task::yield_now().await;
+        let out = self.out.as_ref().ok_or(ControlError::Closed)?;
+        out.send(item).map_err(|_| ControlError::Closed)
+    }
+    async fn recv(&mut self, awaited: &'static str, limit: Duration) -> Result<Item, ControlError> {
+        let item = tokio::time::timeout(limit, self.inbox.recv()).await;
+        item.map_err(|_| ControlError::Timeout { awaited, limit })?.ok_or(ControlError::Closed)
+    }
+}
+
+/// One migration with a fault. Returns its report and the world after it.
+async fn migrate(fault: Fault, verify: Option<VerifyMode>, quiesced: bool) -> (Report, Shared) {
+    let world = World::new(fault);
+    let report = again(&world, verify, quiesced).await;
+    (report, world)
+}
+
+async fn again(world: &Shared, verify: Option<VerifyMode>, quiesced: bool) -> Report {
+    let (cancel, cancelled) = Cancel::pair();
+    world.lock().unwrap().cancel = Some(cancel);
+    let (mut a, mut b) = wire(world);
+    let prepare = Prepare {
+        session: 1,
+        vm: "vm".into(),
+        vmm_version: "1".into(),
+        machine: "m".into(),
+        backends: vec![Backend { id: "ram".into(), size: PAGES as u64 * 4096 }],
+        macs: vec![],
+        populated: vec![(0, 1)],
+        mtu: 9000,
+        single_buffer: false,
+        ip: [10, 0, 0, 1].into(),
+        mac: crate::network::Mac([2; 6]),
+        feedback_ports: vec![1],
+        verify,
+        check_only: false,
+    };
+    let plan = SourcePlan {
+        own_name: "a".into(),
+        peer_name: "b".into(),
+        prepare,
+        quiesced,
+        downtime_limit: Duration::from_millis(300),
+        timeout: None,
+        limits: Limits::default(),
+    };
+    let record = Recorder::new(Report::default());
+    let shared = Arc::clone(world);
+    let destination = tokio::spawn(async move {
+        let mut host = Host(shared);
+        DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await
+    });
+    let (mut vm, mut memory, mut host) =
+        (Source(Arc::clone(world)), Memory(Arc::clone(world)), Host(Arc::clone(world)));
+    SourceMigration::new(&mut vm, &mut memory, &mut host, &mut a, plan, record.clone()).run(cancelled).await;
+    drop(a);
+    let _ = destination.await.unwrap();
+    record.snapshot()
+}
+
+/// What must hold after any fault.
+fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
+    let world = world.lock().unwrap();
+    world.check();
+    assert!(!world.tracked, "{fault:?}: tracking is taken back");
+    match report.status {
+        Status::Completed => {
+            assert!(world.destination_runs && world.source_gone, "{fault:?}");
+        }
+        Status::Failed | Status::Cancelled => {
+            assert!(world.source_runs && !world.destination_runs && !world.source_gone, "{fault:?}: the source has it");
+            assert!(!world.destination_exists, "{fault:?}: nothing is left at the destination");
+            assert!(report.error_desc.is_some(), "{fault:?}: it says why");
+        }
+        Status::Unsettled => {
+            assert!(!world.source_runs, "{fault:?}: what may run elsewhere does not run here");
+            assert!(report.error_desc.as_ref().unwrap().contains("paused"), "{fault:?}");
+        }
+        Status::Active => panic!("{fault:?}: it has no end"),
+    }
+}
+
+#[tokio::test]
+async fn a_clean_migration_moves_everything() {
+    for (verify, quiesced) in [(None, false), (Some(VerifyMode::Hash), false), (Some(VerifyMode::Full), true)] {
+        let (report, world) = migrate(Fault::default(), verify, quiesced).await;
+        assert_eq!(report.status, Status::Completed, "{:?}", report.error_desc);
+        assert_eq!(report.verified, verify.map(|_| true));
+        assert_eq!(report.announce.rarp_sent, 5);
+        assert!(report.rounds.len() >= 2);
+        assert_sound(&report, &world, Fault::default());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_at_any_message_loses_nothing() {
+    let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;
+    let mut outcomes = Vec::new();
+    for number in 0..clean {
+        let fault = Fault { break_at: Some(number), ..Fault::default() };
+        let (report, world) = migrate(fault, None, false).await;
+        assert_sound(&report, &world, fault);
+        outcomes.push(report.status);
+    }
+    let unsettled = outcomes.iter().filter(|&&status| status == Status::Unsettled).count();
+    assert_eq!(unsettled, 2, "only commit and its confirmation may end so: {outcomes:?}");
+    assert_eq!(outcomes.iter().filter(|&&status| status == Status::Completed).count(), 1, "the goodbye");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_falls_silent_at_any_message_makes_nobody_hang() {
+    let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;
+    for number in 0..clean {
+        let fault = Fault { silence_at: Some(number), ..Fault::default() };
+        let begun = tokio::time::Instant::now();
+        let (report, world) = migrate(fault, None, false).await;
+        assert_sound(&report, &world, fault);
+        assert!(begun.elapsed() < Duration::from_secs(300), "{fault:?} took {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_call_that_fails_leaves_the_vm_where_it_was() {
+    for call in CALLS {
+        for nth in 0..3 {
+            let fault = Fault { call: Some((call, nth)), ..Fault::default() };
+            let (report, world) = migrate(fault, None, true).await;
+            assert_sound(&report, &world, fault);
+            let reached = world.lock().unwrap().calls.iter().filter(|&&other| other == call).count() > nth;
+            let expected = match call {
+                _ if !reached => Status::Completed,
+                // The VM is gone from here already; that the old VMM does not end is only noted.
+                Call::Quit => Status::Completed,
+                _ => Status::Failed,
+            };
+            assert_eq!(report.status, expected, "{call:?} {nth}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_at_any_message_keeps_the_vm_or_comes_too_late() {
+    let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;
+    let mut completed = 0;
+    for number in 0..clean {
+        let fault = Fault { cancel_at: Some(number), ..Fault::default() };
+        let (report, world) = migrate(fault, None, false).await;
+        assert_sound(&report, &world, fault);
+        assert!(matches!(report.status, Status::Cancelled | Status::Completed), "{number}: {:?}", report.status);
+        completed += u32::from(report.status == Status::Completed);
+    }
+    assert!(completed <= 4, "only from the commit on a cancel comes too late, not {completed} times");
+}
+
+#[tokio::test]
+async fn lost_frames_are_sent_again_and_a_later_migration_is_complete() {
+    for every in [2, 3, 7] {
+        let fault = Fault { lose_every: Some(every), ..Fault::default() };
+        let (report, world) = migrate(fault, Some(VerifyMode::Full), false).await;
+        assert_eq!(report.status, Status::Completed, "{:?}", report.error_desc);
+        assert!(report.rounds.iter().map(|round| round.lost_frames).sum::<u64>() > 0);
+        assert_sound(&report, &world, fault);
+    }
+}
+
+#[tokio::test]
+async fn after_a_failure_the_next_migration_is_complete() {
+    for call in [(Call::Send, 1), (Call::Stop, 0), (Call::State, 2), (Call::Finish, 0)] {
+        let fault = Fault { call: Some(call), ..Fault::default() };
+        let (report, world) = migrate(fault, None, false).await;
+        assert_eq!(report.status, Status::Failed, "{call:?}");
+        {
+            let mut world = world.lock().unwrap();
+            world.fault = Fault::default();
+            world.calls.clear();
+            world.destination_memory = [0; PAGES];
+            world.received = FrameSet::default();
+            world.writes_left = 40;
+        }
+        let report = again(&world, Some(VerifyMode::Full), false).await;
+        assert_eq!((report.status, report.verified), (Status::Completed, Some(true)), "{call:?}: {:?}", report.error_desc);
+    }
+}
+
+#[tokio::test]
+async fn other_versions_are_refused_by_both() {
+    let world = World::new(Fault::default());
+    let (mut a, mut b) = wire(&world);
+    let mut host = Host(Arc::clone(&world));
+    a.send(Item::Message(Message::Hello { protocol: 99, software: "x".into(), name: "x".into() })).await.unwrap();
+    let error = DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await.unwrap_err();
+    assert!(error.to_string().contains("same version"), "{error}");
+    assert!(matches!(a.recv("", Duration::from_secs(1)).await.unwrap(), Item::Message(Message::Hello { .. })));
+    assert!(matches!(a.recv("", Duration::from_secs(1)).await.unwrap(), Item::Message(Message::Abort { .. })));
+}

@@ -18,6 +18,8 @@ const PIPE: &str = "xferry-state";
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Time for the device state to be loaded, and for the vCPUs to start.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// Time for QEMU to end when told to.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A QEMU that waits for its state, started here or found waiting.
 pub struct QemuDestination {
@@ -192,18 +194,21 @@ impl DestinationVm for QemuDestination {
         Ok(())
     }
 
-    async fn destroy(&mut self) {
+    async fn destroy(&mut self) -> bool {
         self.state = None;
         if let Err(error) = self.qmp.execute("quit", json!({})).await {
             tracing::debug!(vm = self.vm, %error, "the half-made VM did not answer quit");
         }
+        let process = format!("/proc/{}/exe", self.qmp.pid());
+        let gone = || std::fs::read_link(&process).is_err();
+        let deadline = Instant::now() + QUIT_LIMIT;
+        while !gone() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         if let Some(mut started) = self.child.take() {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while started.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
             end(&mut started);
         }
+        gone()
     }
 }
 

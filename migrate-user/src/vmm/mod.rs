@@ -91,6 +91,6 @@ pub trait DestinationVm: Send {
     fn finish(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
     /// Starts the vCPUs; returns when they run.
     fn run(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
-    /// Ends the half-made VM.
-    fn destroy(&mut self) -> impl Future<Output = ()> + Send;
+    /// Ends the half-made VM. Whether it is certainly gone.
+    fn destroy(&mut self) -> impl Future<Output = bool> + Send;
 }

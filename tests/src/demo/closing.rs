@@ -65,7 +65,7 @@ fn transport(report: &Report) -> String {
 /// Prints one line per migration and the median blackout.
 pub(super) fn print_summary(migrations: &[Migration]) {
     println!(
-        "  {:<4}{:<20}{:>12}{:>14}{:>12}{:>16}",
+        "  {:<6}{:<20}{:>12}{:>14}{:>12}{:>16}",
         "", "", "total ms", "blackout ms", "pings lost", "longest gap ms"
     );
     for (index, migration) in migrations.iter().enumerate() {
@@ -74,7 +74,7 @@ pub(super) fn print_summary(migrations: &[Migration]) {
         let report = |pointer| dash(migration.report.milliseconds(pointer), |ms| format!("{ms:.1}"));
         let checks = &migration.checks;
         println!(
-            "  {sign} {:<2}{way:<20}{:>12}{:>14}{:>12}{:>16}",
+            "  {sign} {:<4}{way:<20}{:>12}{:>14}{:>12}{:>16}",
             index + 1,
             report("/total-time"),
             report("/downtime"),
@@ -82,10 +82,12 @@ pub(super) fn print_summary(migrations: &[Migration]) {
             dash(checks.longest_gap_ms, |ms| format!("{ms:.1}")),
         );
     }
-    let blackouts =
-        migrations.iter().filter_map(|migration| migration.report.milliseconds("/downtime")).collect();
+    let completed = migrations.iter().filter(|migration| migration.report.status() == Some("completed"));
+    let blackouts: Vec<f64> =
+        completed.filter_map(|migration| migration.report.milliseconds("/downtime")).collect();
+    let count = blackouts.len();
     if let Some(median) = median(blackouts) {
-        println!("\n  blackout median {median:.1} ms over {} migrations", migrations.len());
+        println!("\n  blackout median {median:.1} ms over {count} completed migrations");
     }
 }
 

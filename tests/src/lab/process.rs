@@ -48,7 +48,8 @@ impl Process {
         let output = append(log)?;
         let errors = output.try_clone().context("duplicating a log's descriptor")?;
         let mut command = in_namespace(namespace, argv, lifetime);
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        // Into a file, so without colours.
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).env("NO_COLOR", "1");
         if lifetime == Lifetime::WithUs {
             // Ctrl-C in the terminal is for us: we end the others, in order.
             command.process_group(0);

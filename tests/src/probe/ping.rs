@@ -14,7 +14,7 @@ use super::worker::{Workers, raise_priority};
 use crate::lab::{lock, netns, wait_for};
 
 /// Between two echo requests.
-pub const INTERVAL: Duration = Duration::from_millis(5);
+const INTERVAL: Duration = Duration::from_millis(5);
 /// How long after a window an answer may come; then its ping counts as lost.
 const GRACE: Duration = Duration::from_secs(1);
 /// Echo request: ICMP header, our sequence number, and padding to what `ping` sends.
@@ -22,7 +22,7 @@ const REQUEST_LEN: usize = 64;
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 
-/// Sends an echo request every [`INTERVAL`] and records each answer.
+/// Sends an echo request every 5 ms and records each answer.
 pub struct PingProbe {
     record: Arc<Mutex<Record>>,
     _workers: Workers,

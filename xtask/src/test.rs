@@ -1,0 +1,116 @@
+//! `cargo xtask test`: everything that is checked, and a count of what could not be.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cargo::{self, cargo},
+    setup,
+};
+
+/// What a test prints when it cannot run here; the reason follows.
+const SKIPPED: &str = "skipped: ";
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: Vec<String>,
+}
+
+/// Runs all of it. With a filter only the tests whose name contains it.
+pub fn run(filter: &[String]) -> Result<ExitCode> {
+    setup::run()?;
+    let mut tally = Tally::default();
+    if filter.is_empty() {
+        tally.step("format", cargo().args(["fmt", "--all", "--check"]))?;
+        tally.step("lints", cargo().args(["clippy", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    }
+    // The lab runs what users run.
+    cargo::build_release()?;
+    println!("\n== unit tests");
+    tally.tests(
+        cargo()
+            .args(["test", "--quiet", "--workspace", "--lib", "--bins", "--exclude", "migrate-ebpf", "--"])
+            .args(["--nocapture", "--quiet"])
+            .args(filter),
+    )?;
+    println!("\n== lab: real hosts, real switch, real VMs");
+    tally.tests(
+        cargo()
+            .args(["test", "--release", "--package", "xferry-lab", "--test", "*", "--"])
+            .args(["--nocapture", "--test-threads=1"])
+            .args(filter)
+            .env("XFERRY_BIN", cargo::built("xferry")),
+    )?;
+    for reason in &tally.skipped {
+        println!("skipped: {reason}");
+    }
+    let skipped = tally.skipped.len() as u64;
+    // A skipped test ends without an error, and cargo counts it as passed.
+    println!("\n{} passed, {} failed, {skipped} skipped", tally.passed.saturating_sub(skipped), tally.failed);
+    Ok(if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Tally {
+    /// A check that passes or fails as a whole.
+    fn step(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        println!("== {name}");
+        if cargo::status(command)?.success() {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// Runs test binaries, shows what they print, and reads their closing lines.
+    fn tests(&mut self, command: &mut Command) -> Result<()> {
+        let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+        let output = child.stdout.take().context("cargo has no output")?;
+        let failed_before = self.failed;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            println!("{line}");
+            self.read(&line);
+        }
+        // A binary that does not compile, or that dies, has no closing line.
+        if !child.wait()?.success() && self.failed == failed_before {
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, line: &str) {
+        if let Some((_, counts)) = line.split_once("test result: ") {
+            let count = |name: &str| {
+                counts
+                    .split(['.', ';'])
+                    .find_map(|part| part.trim().strip_suffix(name)?.trim().rsplit(' ').next()?.parse::<u64>().ok())
+                    .unwrap_or(0)
+            };
+            self.passed += count("passed");
+            self.failed += count("failed");
+        } else if let Some((_, reason)) = line.split_once(SKIPPED) {
+            self.skipped.push(reason.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn closing_lines_and_skips_are_counted() {
+        let mut tally = Tally::default();
+        tally.read("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 1.36s");
+        tally.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        tally.read(concat!("test x ... skipped", ": no /dev/kvm here"));
+        assert_eq!((tally.passed, tally.failed, tally.skipped.as_slice()), (15, 2, &["no /dev/kvm here".to_owned()][..]));
+    }
+}
