@@ -178,7 +178,10 @@ impl Agent {
 
     fn progress(&self, id: &str) -> Result<Progress, AgentError> {
         if let Some(active) = self.active().get(id) {
-            return Ok(Progress { report: active.record.snapshot(), pages_done: active.record.pages_done() });
+            let mut report = active.record.snapshot();
+            // It ends for others when its report is stored: whoever sees the end can ask for the report.
+            report.status = Status::Active;
+            return Ok(Progress { report, pages_done: active.record.pages_done() });
         }
         let report = self.history.read(id).ok_or_else(|| AgentError::UnknownMigration(id.to_owned()))?;
         Ok(Progress { report, pages_done: 0 })

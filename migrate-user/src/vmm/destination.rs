@@ -113,9 +113,8 @@ impl QemuDestination {
 
     /// The VM runs and is nobody's but the operator's: lets go of its monitor, so that others can connect.
     pub fn hand_over(self) {
-        if let Some(mut started) = self.child {
-            // Only to reap it, should it end while this agent lives.
-            let reaper = std::thread::Builder::new().name("reap".into()).spawn(move || started.child.wait());
+        if let Some(started) = self.child {
+            let reaper = std::thread::Builder::new().name("reap".into()).spawn(move || reap(started.child));
             if let Err(error) = reaper {
                 tracing::warn!(%error, "no thread to reap the VM's process; it may stay as a zombie when it ends");
             }
@@ -231,6 +230,23 @@ fn end(started: &mut Started) {
     // Both fail only when it has ended already.
     let _ = started.child.kill();
     let _ = started.child.wait();
+}
+
+/// Waits until a VM's process has ended, and takes its exit status.
+///
+/// Not by a waiting `wait`: that would also take the stops of a thread under trace, which belong to the
+/// dirty tracker when this agent later sends the same VM away (`ptrace(2)`: any thread of the tracer's process
+/// may collect them).
+fn reap(mut child: Child) {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        process::{Pid, PidfdFlags, pidfd_open},
+    };
+    if let Ok(process) = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&process, PollFlags::IN)], None) {}
+        // It has ended: this does not wait.
+        let _ = child.wait();
+    }
 }
 
 /// The end of what QEMU printed.

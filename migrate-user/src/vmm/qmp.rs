@@ -249,7 +249,12 @@ impl Qmp {
         if self.is_closed() {
             return Err(closed());
         }
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        // QEMU reads its monitor byte by byte, a few µs each: during a cutover every byte counts.
+        let mut line = if arguments.as_object().is_some_and(serde_json::Map::is_empty) {
+            json!({ "execute": command, "id": id }).to_string()
+        } else {
+            json!({ "execute": command, "arguments": arguments, "id": id }).to_string()
+        };
         line.push('\n');
         let written = tokio::time::timeout(ANSWER_LIMIT, self.write_line(line.as_bytes(), fd)).await;
         let timeout = || QmpError::Timeout { command: command.to_owned(), limit: ANSWER_LIMIT };

@@ -61,7 +61,8 @@ pub(super) fn config(args: &Args, image: &GuestImage, accel: Accel) -> VmConfig 
         initrd: image.initrd.clone(),
         append: image.cmdline(&params),
         disk: linux.then_some(if args.disk_load { Disk::Direct } else { Disk::Cached }),
-        extra: Vec::new(),
+        // Its ring 0 may be emulated instruction by instruction, in which SeaBIOS takes seconds to clear memory.
+        extra: if linux { Vec::new() } else { vec!["-bios".to_owned(), "qboot.rom".to_owned()] },
     }
 }
 

@@ -113,8 +113,10 @@ impl VmConfig {
         argv.option("-netdev", format!("tap,id=n0,ifname={TAP},script=no,downscript=no"));
         argv.option("-device", format!("virtio-net-pci,netdev=n0,mac={VM_MAC},romfile="));
         if let Some(disk) = self.disk {
-            let direct = if disk == Disk::Direct { ",cache.direct=on" } else { "" };
-            argv.option("-drive", format!("file={},format=raw,if=none,id=d0{direct}", paths.disk.display()));
+            // Both hosts share this machine's page cache: dropping it at the cutover, as QEMU does when hosts
+            // have one each, would throw away the other one's too and takes 0.3 ms per MiB.
+            let cache = if disk == Disk::Direct { "cache.direct=on" } else { "file.drop-cache=off" };
+            argv.option("-drive", format!("file={},format=raw,if=none,id=d0,{cache}", paths.disk.display()));
             argv.option("-device", "virtio-blk-pci,drive=d0");
         }
         argv.option("-kernel", self.kernel.display().to_string());
