@@ -22,9 +22,7 @@ fn main() {
 
 fn build() -> Result<(), String> {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    let workspace = manifest
-        .parent()
-        .ok_or("migrate-user has no parent directory")?;
+    let workspace = manifest.parent().ok_or("migrate-user has no parent directory")?;
     for watched in ["migrate-ebpf", "migrate-common"] {
         println!("cargo:rerun-if-changed={}", workspace.join(watched).display());
     }
@@ -45,11 +43,11 @@ fn build() -> Result<(), String> {
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("CARGO_MAKEFLAGS");
-    let status = cargo
-        .status()
-        .map_err(|error| format!("{cargo:?} does not start: {error}"))?;
+    let status = cargo.status().map_err(|error| format!("{cargo:?} does not start: {error}"))?;
     if !status.success() {
-        return Err("the compiler failed, see above; `cargo xtask setup` installs a toolchain that works".into());
+        return Err(
+            "the compiler failed, see above; `cargo xtask setup` installs a toolchain that works".into()
+        );
     }
     let object = target_dir.join(TARGET).join("release/xferry-xdp");
     println!("cargo:rustc-env=XFERRY_XDP_OBJECT={}", object.display());
@@ -74,10 +72,7 @@ fn toolchain() -> Result<Command, String> {
     }
     if Path::new("/usr/bin/cargo").exists() && has_source(&sysroot("/usr/bin/rustc", &[])) {
         let mut cargo = Command::new("/usr/bin/cargo");
-        cargo
-            .env("RUSTC", "/usr/bin/rustc")
-            .env_remove("CARGO")
-            .env_remove("RUSTUP_TOOLCHAIN");
+        cargo.env("RUSTC", "/usr/bin/rustc").env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");
         return Ok(cargo);
     }
     Err("no Rust compiler with its library sources was found: neither rustup's nightly with the component \
@@ -92,14 +87,9 @@ fn sysroot(program: &str, arguments: &[&str]) -> Option<PathBuf> {
         .env_remove("RUSTUP_TOOLCHAIN")
         .output()
         .ok()?;
-    output
-        .status
-        .success()
-        .then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 fn has_source(sysroot: &Option<PathBuf>) -> bool {
-    sysroot
-        .as_ref()
-        .is_some_and(|root| root.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
+    sysroot.as_ref().is_some_and(|root| root.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
 }

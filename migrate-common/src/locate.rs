@@ -98,11 +98,7 @@ fn udp<P: Packet + ?Sized>(packet: &P, at: usize, source: [u8; 16], port: u16) -
         return None;
     }
     let length = u16::from_be_bytes([header[4], header[5]]) as usize;
-    Some(Datagram {
-        source,
-        payload_offset: at + UDP_LEN,
-        payload_len: length.saturating_sub(UDP_LEN),
-    })
+    Some(Datagram { source, payload_offset: at + UDP_LEN, payload_len: length.saturating_sub(UDP_LEN) })
 }
 
 #[cfg(test)]

@@ -117,11 +117,7 @@ impl FrameHeader {
     /// buffer, which this function does not see.
     #[inline(always)]
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
-        if bytes[0] != MAGIC[0]
-            || bytes[1] != MAGIC[1]
-            || bytes[2] != MAGIC[2]
-            || bytes[3] != MAGIC[3]
-        {
+        if bytes[0] != MAGIC[0] || bytes[1] != MAGIC[1] || bytes[2] != MAGIC[2] || bytes[3] != MAGIC[3] {
             return Err(WireError::BadMagic);
         }
         if bytes[4] != VERSION {
@@ -284,24 +280,21 @@ mod tests {
             0..=u32::from(u16::MAX),
             any::<u32>(),
         )
-            .prop_map(
-                |(kind, descriptors, session, epoch, lane, sequence, payload, checksum)| {
-                    FrameHeader { kind, descriptors, session, epoch, lane, sequence, payload, checksum }
-                },
-            )
+            .prop_map(|(kind, descriptors, session, epoch, lane, sequence, payload, checksum)| {
+                FrameHeader { kind, descriptors, session, epoch, lane, sequence, payload, checksum }
+            })
     }
 
     fn descriptor() -> impl Strategy<Value = PageDescriptor> {
-        let data = (any::<u16>(), any::<u64>(), 0..PAGE_SIZE as u16).prop_flat_map(
-            |(backend, page, offset)| {
+        let data =
+            (any::<u16>(), any::<u64>(), 0..PAGE_SIZE as u16).prop_flat_map(|(backend, page, offset)| {
                 (1..=PAGE_SIZE as u16 - offset).prop_map(move |length| PageDescriptor::Data {
                     backend,
                     page,
                     offset,
                     length,
                 })
-            },
-        );
+            });
         let zero = (any::<u16>(), any::<u64>(), 1u32..)
             .prop_map(|(backend, page, pages)| PageDescriptor::Zero { backend, page, pages });
         prop_oneof![data, zero]

@@ -31,8 +31,7 @@ static SOCKETS: XskMap = XskMap::with_max_entries(MAX_QUEUES, 0);
 static SESSIONS: HashMap<u64, Session> = HashMap::with_max_entries(MAX_SESSIONS, 0);
 
 #[map]
-static COUNTERS: PerCpuHashMap<u64, SessionCounters> =
-    PerCpuHashMap::with_max_entries(MAX_SESSIONS, 0);
+static COUNTERS: PerCpuHashMap<u64, SessionCounters> = PerCpuHashMap::with_max_entries(MAX_SESSIONS, 0);
 
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_REASONS, 0);
@@ -72,9 +71,7 @@ fn xferry(ctx: XdpContext) -> u32 {
 fn admit(ctx: &XdpContext, datagram: &locate::Datagram) -> Result<u32, DropReason> {
     // SAFETY: ctx.ctx is the kernel's xdp_md of this run.
     let frame_len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
-    let bytes: [u8; HEADER_LEN] = Linear(ctx)
-        .bytes(datagram.payload_offset)
-        .ok_or(DropReason::Truncated)?;
+    let bytes: [u8; HEADER_LEN] = Linear(ctx).bytes(datagram.payload_offset).ok_or(DropReason::Truncated)?;
     let header = FrameHeader::parse(&bytes).map_err(|error| match error {
         WireError::BadMagic => DropReason::BadMagic,
         WireError::BadVersion(_) => DropReason::BadVersion,
@@ -92,9 +89,7 @@ fn admit(ctx: &XdpContext, datagram: &locate::Datagram) -> Result<u32, DropReaso
     }
     // SAFETY: the context is valid for the whole run.
     let queue = unsafe { (*ctx.ctx).rx_queue_index };
-    let action = SOCKETS
-        .redirect(queue, 0)
-        .map_err(|_| DropReason::NoSocket)?;
+    let action = SOCKETS.redirect(queue, 0).map_err(|_| DropReason::NoSocket)?;
     if let Some(counters) = COUNTERS.get_ptr_mut(header.session) {
         // SAFETY: a per-CPU value, and the program is not preempted by itself.
         unsafe {
@@ -115,10 +110,7 @@ fn refuse(ctx: &XdpContext, reason: DropReason) -> u32 {
             *count
         };
         if total & (total - 1) == 0 {
-            warn!(
-                ctx,
-                "dropped {} frames to the data port, reason {}", total, reason as u32
-            );
+            warn!(ctx, "dropped {} frames to the data port, reason {}", total, reason as u32);
         }
     }
     xdp_action::XDP_DROP

@@ -14,14 +14,18 @@
 //!     └ report     what a migration did
 //! ```
 
+#![deny(unsafe_code)]
+
 pub mod agent;
 pub mod control;
 pub mod datapath;
+#[expect(unsafe_code, reason = "mappings shared with the VMM, ptrace, ioctls")]
 pub mod memory;
 pub mod migration;
 pub mod network;
 pub mod report;
 pub mod vmm;
+#[expect(unsafe_code, reason = "rings and UMEM shared with the kernel")]
 pub mod xsk;
 
 /// Unix socket of the agent's API when none is configured.

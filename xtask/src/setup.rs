@@ -13,14 +13,18 @@ const BACKPORTS: &str = "/etc/apt/sources.list.d/xferry-backports.sources";
 
 /// Brings the machine to where everything builds and runs.
 pub fn run() -> Result<()> {
-    let debian = Path::new("/etc/debian_version").exists() && cargo::output("apt-get", &["--version"]).is_some();
+    let debian =
+        Path::new("/etc/debian_version").exists() && cargo::output("apt-get", &["--version"]).is_some();
     let mut missing = Missing::default();
     tools(&mut missing);
     qemu(&mut missing);
     compiler(&mut missing);
     if !missing.packages.is_empty() || !missing.by_hand.is_empty() {
         if !debian {
-            bail!("this machine lacks, and only Debian's can be installed from here:\n  - {}", missing.by_hand.join("\n  - "));
+            bail!(
+                "this machine lacks, and only Debian's can be installed from here:\n  - {}",
+                missing.by_hand.join("\n  - ")
+            );
         }
         install(&missing)?;
     }
@@ -45,8 +49,15 @@ impl Missing {
 }
 
 fn tools(missing: &mut Missing) {
-    for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("cc", "gcc")] {
-        if cargo::output("sh", &["-c", &format!("command -v {program} || ls /sbin/{program} /usr/sbin/{program}")]).is_none() {
+    for (program, package) in
+        [("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("cc", "gcc")]
+    {
+        if cargo::output(
+            "sh",
+            &["-c", &format!("command -v {program} || ls /sbin/{program} /usr/sbin/{program}")],
+        )
+        .is_none()
+        {
             missing.add(&[package], &format!("{program} (package {package})"));
         }
     }
@@ -77,11 +88,13 @@ fn compiler(missing: &mut Missing) {
 
 /// The compiler that build.rs of migrate-user will take: program and arguments before its own.
 fn bpf_rustc() -> Option<(&'static str, &'static [&'static str])> {
-    let candidates: [(&str, &[&str]); 2] = [("rustup", &["run", "nightly", "rustc"]), ("/usr/bin/rustc", &[])];
+    let candidates: [(&str, &[&str]); 2] =
+        [("rustup", &["run", "nightly", "rustc"]), ("/usr/bin/rustc", &[])];
     candidates.into_iter().find(|(program, before)| {
         let arguments = [before, &["--print", "sysroot"][..]].concat();
-        cargo::output(program, &arguments)
-            .is_some_and(|root| Path::new(root.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
+        cargo::output(program, &arguments).is_some_and(|root| {
+            Path::new(root.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists()
+        })
     })
 }
 
@@ -96,8 +109,12 @@ fn install(missing: &Missing) -> Result<()> {
         fs::write(BACKPORTS, backports(&release)?).with_context(|| format!("cannot write {BACKPORTS}"))?;
     }
     apt(&["update"])?;
-    let plain: Vec<&str> =
-        missing.packages.iter().copied().filter(|package| !(from_backports && *package == "qemu-system-x86")).collect();
+    let plain: Vec<&str> = missing
+        .packages
+        .iter()
+        .copied()
+        .filter(|package| !(from_backports && *package == "qemu-system-x86"))
+        .collect();
     if !plain.is_empty() {
         apt(&[&["install", "-y", "--no-install-recommends"], &plain[..]].concat())?;
     }
@@ -129,14 +146,18 @@ fn backports(release: &str) -> Result<String> {
         .iter()
         .find_map(|text| source_of(text, release))
         .with_context(|| format!("no package source for {release} is configured under /etc/apt"))?;
-    Ok(format!("Types: deb\nURIs: {uri}\nSuites: {release}-backports\nComponents: main\nSigned-By: {signed_by}\n"))
+    Ok(format!(
+        "Types: deb\nURIs: {uri}\nSuites: {release}-backports\nComponents: main\nSigned-By: {signed_by}\n"
+    ))
 }
 
 /// URI and keyring of the entry for `release`, in either of apt's formats (sources.list(5)).
 fn source_of(text: &str, release: &str) -> Option<(String, String)> {
     const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
     for stanza in text.split("\n\n") {
-        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let field = |name: &str| {
+            stanza.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+        };
         let (Some(uris), Some(suites)) = (field("URIs:"), field("Suites:")) else { continue };
         if suites.split_whitespace().any(|suite| suite == release) {
             let keyring = field("Signed-By:").unwrap_or_else(|| KEYRING.to_owned());
@@ -144,7 +165,8 @@ fn source_of(text: &str, release: &str) -> Option<(String, String)> {
         }
     }
     for line in text.lines() {
-        let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with('[') && !word.ends_with(']')).collect();
+        let words: Vec<&str> =
+            line.split_whitespace().filter(|word| !word.starts_with('[') && !word.ends_with(']')).collect();
         if let ["deb", uri, suite, ..] = words[..]
             && suite == release
         {
@@ -166,7 +188,9 @@ fn linker(debian: bool) -> Result<()> {
         apt(&["update"])?;
         apt(&["install", "-y", "--no-install-recommends", &format!("llvm-{llvm}-dev")])?;
     } else if !own {
-        bail!("bpf-linker is missing: install LLVM {llvm} with its headers, then `cargo install bpf-linker --version {BPF_LINKER} --no-default-features --features llvm-{llvm}`");
+        bail!(
+            "bpf-linker is missing: install LLVM {llvm} with its headers, then `cargo install bpf-linker --version {BPF_LINKER} --no-default-features --features llvm-{llvm}`"
+        );
     }
     println!("building bpf-linker {BPF_LINKER} against LLVM {llvm}; this takes a minute or two, once");
     let feature = format!("llvm-{llvm}");
@@ -182,7 +206,8 @@ fn linker(debian: bool) -> Result<()> {
 
 /// Major version of LLVM in the compiler for the BPF target.
 fn llvm_major() -> Result<u32> {
-    let (program, before) = bpf_rustc().context("no compiler for the BPF target was found after installing one")?;
+    let (program, before) =
+        bpf_rustc().context("no compiler for the BPF target was found after installing one")?;
     let arguments = [before, &["--version", "--verbose"][..]].concat();
     let text = cargo::output(program, &arguments).unwrap_or_default();
     text.lines()

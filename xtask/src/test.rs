@@ -90,7 +90,9 @@ impl Tally {
             let count = |name: &str| {
                 counts
                     .split(['.', ';'])
-                    .find_map(|part| part.trim().strip_suffix(name)?.trim().rsplit(' ').next()?.parse::<u64>().ok())
+                    .find_map(|part| {
+                        part.trim().strip_suffix(name)?.trim().rsplit(' ').next()?.parse::<u64>().ok()
+                    })
                     .unwrap_or(0)
             };
             self.passed += count("passed");
@@ -108,9 +110,14 @@ mod tests {
     #[test]
     fn closing_lines_and_skips_are_counted() {
         let mut tally = Tally::default();
-        tally.read("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 1.36s");
+        tally.read(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 1.36s",
+        );
         tally.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
         tally.read(concat!("test x ... skipped", ": no /dev/kvm here"));
-        assert_eq!((tally.passed, tally.failed, tally.skipped.as_slice()), (15, 2, &["no /dev/kvm here".to_owned()][..]));
+        assert_eq!(
+            (tally.passed, tally.failed, tally.skipped.as_slice()),
+            (15, 2, &["no /dev/kvm here".to_owned()][..])
+        );
     }
 }

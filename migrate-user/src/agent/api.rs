@@ -101,7 +101,9 @@ pub struct ErrorAnswer {
 impl IntoResponse for AgentError {
     fn into_response(self) -> Response {
         let status = match self {
-            Self::UnknownMigration(_) | Self::Definition(crate::vmm::DefinitionError::Unknown { .. }) => StatusCode::NOT_FOUND,
+            Self::UnknownMigration(_) | Self::Definition(crate::vmm::DefinitionError::Unknown { .. }) => {
+                StatusCode::NOT_FOUND
+            }
             Self::AlreadyMigrating { .. } => StatusCode::CONFLICT,
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
@@ -111,7 +113,9 @@ impl IntoResponse for AgentError {
 
 /// Binds the socket, for root and its group only. One left over from an agent that is gone is replaced.
 pub(super) fn bind(path: &Path) -> Result<UnixListener, AgentError> {
-    let failed = |error: std::io::Error| AgentError::Host(format!("cannot listen on the API socket {}: {error}", path.display()));
+    let failed = |error: std::io::Error| {
+        AgentError::Host(format!("cannot listen on the API socket {}: {error}", path.display()))
+    };
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(AgentError::Host(format!(
             "another agent is serving {}: stop it, or give this one another socket",
@@ -148,15 +152,24 @@ async fn status(State(agent): State<Arc<Agent>>) -> Response {
     Json(agent.status()).into_response()
 }
 
-async fn start(State(agent): State<Arc<Agent>>, Json(request): Json<MigrateRequest>) -> Result<Json<Started>, AgentError> {
+async fn start(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<MigrateRequest>,
+) -> Result<Json<Started>, AgentError> {
     Ok(Json(Started { id: agent.start(request)? }))
 }
 
-async fn progress(State(agent): State<Arc<Agent>>, UrlPath(id): UrlPath<String>) -> Result<Json<Progress>, AgentError> {
+async fn progress(
+    State(agent): State<Arc<Agent>>,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Json<Progress>, AgentError> {
     Ok(Json(agent.progress(&id)?))
 }
 
-async fn cancel(State(agent): State<Arc<Agent>>, UrlPath(id): UrlPath<String>) -> Result<Json<CancelAnswer>, AgentError> {
+async fn cancel(
+    State(agent): State<Arc<Agent>>,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Json<CancelAnswer>, AgentError> {
     Ok(Json(CancelAnswer { id: agent.cancel(Some(&id))? }))
 }
 
@@ -169,7 +182,10 @@ async fn latest(State(agent): State<Arc<Agent>>) -> Result<Json<Report>, AgentEr
     Ok(Json(report.ok_or_else(|| AgentError::Host("no migration has left this host yet".into()))?))
 }
 
-async fn check(State(agent): State<Arc<Agent>>, Json(request): Json<MigrateRequest>) -> Result<Json<CheckAnswer>, AgentError> {
+async fn check(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<MigrateRequest>,
+) -> Result<Json<CheckAnswer>, AgentError> {
     let definition = crate::vmm::VmDefinition::read(&agent.config.vms_dir, &request.vm)?;
     let peer = agent.config.peer(&request.to)?;
     let record = Recorder::new(Report {

@@ -105,7 +105,9 @@ pub enum ConfigError {
         problem: String,
     },
     /// A host that is not configured and not an address.
-    #[error("host {name:?} is not known: add it under [peers] ({known}), or give an address like 10.0.0.2:{CONTROL_PORT}")]
+    #[error(
+        "host {name:?} is not known: add it under [peers] ({known}), or give an address like 10.0.0.2:{CONTROL_PORT}"
+    )]
     UnknownPeer {
         /// What was asked for.
         name: String,

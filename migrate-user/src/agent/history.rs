@@ -110,7 +110,10 @@ mod tests {
         }
         let again = History::open(dir.path()).unwrap();
         assert_eq!(again.next_id("host-a"), "host-a-13");
-        assert_eq!(again.recent(2).iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["host-a-12", "host-a-11"]);
+        assert_eq!(
+            again.recent(2).iter().map(|r| r.id.as_str()).collect::<Vec<_>>(),
+            ["host-a-12", "host-a-11"]
+        );
         assert!(again.read("../reports/host-a-1").is_none());
     }
 

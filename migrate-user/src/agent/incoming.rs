@@ -13,7 +13,9 @@ use super::Agent;
 use crate::{
     control::{Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
-    memory::{Access, Digest, Mapping, PageHashes, PageSet, RESERVE_CHUNK, RamLayout, Reservation, data_extents},
+    memory::{
+        Access, Digest, Mapping, PageHashes, PageSet, RESERVE_CHUNK, RamLayout, Reservation, data_extents,
+    },
     migration::{DestinationHost, MigrationError},
     network::{Announcer, Mac, find_uplink},
     vmm::{DestinationVm, QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
@@ -67,7 +69,12 @@ impl IncomingHost {
     }
 
     /// Everything that needs the waiting VM; on error the caller ends it.
-    async fn receive_into(&mut self, vm: &QemuDestination, definition: &VmDefinition, request: &Prepare) -> Result<Prepared, MigrationError> {
+    async fn receive_into(
+        &mut self,
+        vm: &QemuDestination,
+        definition: &VmDefinition,
+        request: &Prepare,
+    ) -> Result<Prepared, MigrationError> {
         let facts = inspect(vm.qmp()).await?;
         fits(request, &facts)?;
         self.open_announcer(definition, request, &facts)?;
@@ -115,7 +122,11 @@ impl IncomingHost {
         })
     }
 
-    fn feedback_sockets(&self, nic: &crate::network::Nic, request: &Prepare) -> Result<LaneFeedback, MigrationError> {
+    fn feedback_sockets(
+        &self,
+        nic: &crate::network::Nic,
+        request: &Prepare,
+    ) -> Result<LaneFeedback, MigrationError> {
         request
             .feedback_ports
             .iter()
@@ -136,10 +147,16 @@ impl IncomingHost {
     }
 
     /// Finds an uplink for every NIC before the VM runs: announcing must not fail when it is too late.
-    fn open_announcer(&mut self, definition: &VmDefinition, request: &Prepare, facts: &VmFacts) -> Result<(), MigrationError> {
+    fn open_announcer(
+        &mut self,
+        definition: &VmDefinition,
+        request: &Prepare,
+        facts: &VmFacts,
+    ) -> Result<(), MigrationError> {
         let mut uplinks: Vec<(Mac, String)> = Vec::new();
         for &mac in &request.macs {
-            let defined = definition.nics.iter().find(|nic| nic.mac == mac).and_then(|nic| nic.announce_on.clone());
+            let defined =
+                definition.nics.iter().find(|nic| nic.mac == mac).and_then(|nic| nic.announce_on.clone());
             let found = || {
                 let nic = facts.nics.iter().find(|nic| nic.mac == mac)?;
                 find_uplink(nic.bridge.as_deref()?)
@@ -169,8 +186,10 @@ fn fits(request: &Prepare, facts: &VmFacts) -> Result<(), MigrationError> {
     }
     if request.backends != facts.backends {
         let list = |backends: &[crate::memory::Backend]| {
-            let parts: Vec<String> =
-                backends.iter().map(|backend| format!("{} of {} MiB", backend.id, backend.size >> 20)).collect();
+            let parts: Vec<String> = backends
+                .iter()
+                .map(|backend| format!("{} of {} MiB", backend.id, backend.size >> 20))
+                .collect();
             parts.join(", ")
         };
         return Err(MigrationError::Mismatch(format!(
@@ -265,10 +284,17 @@ impl DestinationHost for IncomingHost {
         }
     }
 
-    async fn close_round(&mut self, epoch: u32, frames: &[u32], last: bool) -> Result<Vec<LaneLosses>, MigrationError> {
+    async fn close_round(
+        &mut self,
+        epoch: u32,
+        frames: &[u32],
+        last: bool,
+    ) -> Result<Vec<LaneLosses>, MigrationError> {
         let inbound = Arc::clone(self.inbound()?);
         let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
-        tokio::task::block_in_place(|| wait_for_frames(&inbound, expected, if last { QUIET_LAST } else { QUIET }));
+        tokio::task::block_in_place(|| {
+            wait_for_frames(&inbound, expected, if last { QUIET_LAST } else { QUIET })
+        });
         let received = self.agent.port.close_epoch(inbound.session(), epoch).await;
         inbound.reset_arrived();
         if let Some(failure) = inbound.take_failure() {

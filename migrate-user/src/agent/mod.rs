@@ -87,10 +87,12 @@ impl Agent {
         let history = History::open(&config.state_dir).map_err(|error| {
             AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
         })?;
-        let listener = control::listen(config.control.listen).map_err(crate::migration::MigrationError::from)?;
+        let listener =
+            control::listen(config.control.listen).map_err(crate::migration::MigrationError::from)?;
         let port = Arc::new(Port::open(&config.migration)?);
         let api = api::bind(&config.socket)?;
-        let agent = Arc::new(Self { port, history, active: Mutex::default(), arriving: Mutex::default(), config });
+        let agent =
+            Arc::new(Self { port, history, active: Mutex::default(), arriving: Mutex::default(), config });
         port::log_xdp(&agent.port);
         tracing::info!(
             name = agent.config.name,
@@ -98,7 +100,8 @@ impl Agent {
             nic = agent.config.migration.interface,
             "agent ready; control channel and pages are NOT encrypted (insecure = true)"
         );
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
             result = api::serve(api, Arc::clone(&agent)) => result.map_err(host),
             () = accept(listener, Arc::clone(&agent)) => Ok(()),
@@ -165,11 +168,18 @@ impl Agent {
     fn cancel(&self, id: Option<&str>) -> Result<String, AgentError> {
         let active = self.active();
         let (id, migration) = match id {
-            Some(id) => active.get_key_value(id).ok_or_else(|| AgentError::UnknownMigration(id.to_owned()))?,
-            None if active.len() > 1 => {
-                return Err(AgentError::Host("several migrations are going on: name one (`xferry status` lists them)".into()));
+            Some(id) => {
+                active.get_key_value(id).ok_or_else(|| AgentError::UnknownMigration(id.to_owned()))?
             }
-            None => active.iter().next().ok_or_else(|| AgentError::Host("no migration is going on on this host".into()))?,
+            None if active.len() > 1 => {
+                return Err(AgentError::Host(
+                    "several migrations are going on: name one (`xferry status` lists them)".into(),
+                ));
+            }
+            None => active
+                .iter()
+                .next()
+                .ok_or_else(|| AgentError::Host("no migration is going on on this host".into()))?,
         };
         // Nobody listens only when it has just ended.
         let _ = migration.cancel.send(true);

@@ -16,15 +16,19 @@ use super::{
 };
 use crate::{
     control::{self, Prepare, Prepared, split},
-    datapath::{Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError},
-    memory::{
-        Access, AtomicPageSet, Digest, DirtyTracker, Mapping, MemoryError, PageHashes, PageSet, RESERVE_CHUNK, RamFile,
-        RamLayout, data_extents,
+    datapath::{
+        Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
-    migration::{Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan},
+    memory::{
+        Access, AtomicPageSet, Digest, DirtyTracker, Mapping, MemoryError, PageHashes, PageSet,
+        RESERVE_CHUNK, RamFile, RamLayout, data_extents,
+    },
+    migration::{
+        Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan,
+    },
     network::{AttachMode, Nic},
     report::Recorder,
-    vmm::{Qmp, QemuSource, VmDefinition, VmFacts, VmmError, inspect},
+    vmm::{QemuSource, Qmp, VmDefinition, VmFacts, VmmError, inspect},
 };
 
 /// First source port of the page stream; each lane has its own, so that the receiver's NIC spreads them.
@@ -82,7 +86,8 @@ async fn depart(
 ) -> Result<Departure, MigrationError> {
     let qmp = Qmp::connect(&definition.qmp).await.map_err(VmmError::from)?;
     let facts = inspect(&qmp).await?;
-    let unfit = |reason: String| MigrationError::from(VmmError::Unfit { vm: definition.name.clone(), reason });
+    let unfit =
+        |reason: String| MigrationError::from(VmmError::Unfit { vm: definition.name.clone(), reason });
     if !facts.obstacles.is_empty() {
         return Err(unfit(facts.obstacles.join("; ")));
     }
@@ -93,7 +98,10 @@ async fn depart(
     let quiesced = !facts.direct_nodes.is_empty();
     record.update(|report| {
         report.scan_mode = if quiesced {
-            format!("quiesced: block node {} uses O_DIRECT, whose DMA a live scan can miss", facts.direct_nodes.join(", "))
+            format!(
+                "quiesced: block node {} uses O_DIRECT, whose DMA a live scan can miss",
+                facts.direct_nodes.join(", ")
+            )
         } else {
             "live".into()
         };
@@ -178,7 +186,12 @@ impl GuestMemory {
         let files = facts
             .files
             .iter()
-            .map(|file| RamFile { path: file.path.clone(), vmas: file.vmas.clone(), pid: file.pid, size: file.size })
+            .map(|file| RamFile {
+                path: file.path.clone(),
+                vmas: file.vmas.clone(),
+                pid: file.pid,
+                size: file.size,
+            })
             .collect();
         Ok(Self {
             pid,
@@ -281,7 +294,9 @@ impl OutgoingHost {
                 Ok(socket)
             })
             .collect::<std::io::Result<Vec<_>>>()
-            .map_err(|error| MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name)))?;
+            .map_err(|error| {
+                MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name))
+            })?;
         Ok(Self {
             port: Arc::clone(&agent.port),
             nic: nic.clone(),
@@ -452,7 +467,11 @@ impl PageStream for OutgoingStream {
             let mut lost = 0;
             for losses in losses.iter().filter(|losses| usize::from(losses.lane) == index) {
                 round.lost_pages(losses, pages, &mut again);
-                lost += losses.missing.iter().map(|(start, end)| u64::from(end.saturating_sub(*start))).sum::<u64>();
+                lost += losses
+                    .missing
+                    .iter()
+                    .map(|(start, end)| u64::from(end.saturating_sub(*start)))
+                    .sum::<u64>();
             }
             lane.on_round(lost);
         }
@@ -465,7 +484,8 @@ fn shares(pages: &PageSet, parts: usize) -> Vec<u64> {
     let share = pages.count().div_ceil(parts.max(1) as u64).max(1);
     let mut borders = vec![0];
     if parts > 1 {
-        let starts = pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
+        let starts =
+            pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
         borders.extend(starts.map(|(_, page)| page).take(parts - 1));
     }
     borders.resize(parts + 1, pages.bound());

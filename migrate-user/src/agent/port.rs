@@ -75,7 +75,8 @@ impl Port {
     pub(super) fn open(config: &MigrationConfig) -> Result<Self, AgentError> {
         let nic = Nic::read(&config.interface).map_err(MigrationError::from)?;
         let mut bouncer = Bouncer::attach(&nic, config.port).map_err(MigrationError::from)?;
-        let queues = nic.queues.min(config.queues.unwrap_or(u32::MAX)).clamp(1, migrate_common::maps::MAX_QUEUES);
+        let queues =
+            nic.queues.min(config.queues.unwrap_or(u32::MAX)).clamp(1, migrate_common::maps::MAX_QUEUES);
         let largest = FrameLayout::new(nic.mtu, nic.address().is_ipv6(), false)
             .map_err(|error| AgentError::Host(format!("{}: {error}", nic.name)))?;
         let mut workers = Vec::new();
@@ -127,7 +128,10 @@ impl Port {
     pub(super) fn nic(&self) -> Result<Nic, MigrationError> {
         let nic = Nic::read(&self.nic.name)?;
         if nic.index != self.nic.index {
-            return Err(MigrationError::Host(format!("{} was replaced since the agent started: restart the agent", nic.name)));
+            return Err(MigrationError::Host(format!(
+                "{} was replaced since the agent started: restart the agent",
+                nic.name
+            )));
         }
         if nic.mtu > self.nic.mtu {
             return Err(MigrationError::Host(format!(
@@ -178,7 +182,11 @@ impl Port {
     ///
     /// # Errors
     /// When the XDP program's maps are full.
-    pub(super) fn open_session(&self, inbound: &Arc<Inbound>, peer: std::net::IpAddr) -> Result<(), NetworkError> {
+    pub(super) fn open_session(
+        &self,
+        inbound: &Arc<Inbound>,
+        peer: std::net::IpAddr,
+    ) -> Result<(), NetworkError> {
         for worker in &self.workers {
             worker.tell(Command::Open(Arc::clone(inbound)));
         }
@@ -241,7 +249,8 @@ impl Port {
 
     /// State for the operator.
     pub fn status(&self) -> PortStatus {
-        let statistics: Vec<Statistics> = self.sockets.iter().filter_map(|socket| socket.statistics().ok()).collect();
+        let statistics: Vec<Statistics> =
+            self.sockets.iter().filter_map(|socket| socket.statistics().ok()).collect();
         PortStatus {
             interface: self.nic.name.clone(),
             address: self.nic.address().to_string(),

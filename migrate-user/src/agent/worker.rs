@@ -51,8 +51,14 @@ impl Worker {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let corrupt = Arc::new(AtomicU64::new(0));
-        let mut run =
-            Run { rx, port, inbox, wake: Arc::clone(&wake), corrupt: Arc::clone(&corrupt), sessions: Vec::new() };
+        let mut run = Run {
+            rx,
+            port,
+            inbox,
+            wake: Arc::clone(&wake),
+            corrupt: Arc::clone(&corrupt),
+            sessions: Vec::new(),
+        };
         let thread = std::thread::Builder::new().name(format!("receive-{queue}")).spawn(move || run.run())?;
         Ok(Self { commands, wake, corrupt, thread: Some(thread) })
     }
@@ -99,7 +105,8 @@ impl Run {
                 match command {
                     Command::Open(inbound) => self.sessions.push(SessionReceiver::new(inbound)),
                     Command::Close(session, epoch, reply) => {
-                        let found = self.sessions.iter_mut().find(|other| other.inbound().session() == session);
+                        let found =
+                            self.sessions.iter_mut().find(|other| other.inbound().session() == session);
                         let _ = reply.send(found.map(|receiver| receiver.close(epoch)).unwrap_or_default());
                     }
                     Command::Forget(session, reply) => {
@@ -135,7 +142,8 @@ impl Run {
         rx.receive(BUDGET, |packet| match checked_frame(&packet, *port) {
             Ok(frame) => {
                 let session = frame.header.session;
-                if let Some(receiver) = sessions.iter_mut().find(|other| other.inbound().session() == session) {
+                if let Some(receiver) = sessions.iter_mut().find(|other| other.inbound().session() == session)
+                {
                     receiver.handle(&frame);
                 }
             }

@@ -54,6 +54,7 @@ impl Client {
                 .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |answer| answer.error);
             bail!("{message}");
         }
-        serde_json::from_slice(&body).context("the agent's answer is not understood: is it of another version?")
+        serde_json::from_slice(&body)
+            .context("the agent's answer is not understood: is it of another version?")
     }
 }

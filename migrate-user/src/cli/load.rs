@@ -22,7 +22,11 @@ pub fn run(arguments: &LoadArgs) -> Result<u8> {
     let bouncer = Bouncer::attach(&nic, arguments.port)?;
     println!(
         "attached to {} (index {}, MTU {}) in {:?} mode for UDP port {}; Ctrl-C detaches",
-        nic.name, nic.index, nic.mtu, bouncer.mode(), arguments.port
+        nic.name,
+        nic.index,
+        nic.mtu,
+        bouncer.mode(),
+        arguments.port
     );
     let begun = Instant::now();
     loop {

@@ -60,7 +60,9 @@ pub async fn run(client: &Client, arguments: MigrateArgs) -> Result<u8> {
         view.show(&progress);
         if progress.report.status != Status::Active {
             view.close(&progress)?;
-            return Ok(u8::from(progress.report.status != Status::Completed || progress.report.verified == Some(false)));
+            return Ok(u8::from(
+                progress.report.status != Status::Completed || progress.report.verified == Some(false),
+            ));
         }
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
@@ -86,7 +88,9 @@ impl View {
         let bar = (!json && std::io::stdout().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
             let style = ProgressStyle::with_template("{msg:>14} [{bar:40}] {percent:>3} %");
-            bar.set_style(style.map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> ")));
+            bar.set_style(
+                style.map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> ")),
+            );
             bar
         });
         Self { json, bar, shown: 0, headed: false }
@@ -106,7 +110,10 @@ impl View {
         let report = &progress.report;
         if !self.headed {
             self.headed = true;
-            self.line(&format!("{}: {} from {} to {}", report.id, report.vm, report.source, report.destination));
+            self.line(&format!(
+                "{}: {} from {} to {}",
+                report.id, report.vm, report.source, report.destination
+            ));
             self.line(&report::header());
         }
         for round in report.rounds.iter().skip(self.shown) {
@@ -114,7 +121,10 @@ impl View {
         }
         self.shown = report.rounds.len();
         if let Some(bar) = &self.bar {
-            let pages = report.rounds.last().map_or(report.ram.total / report.ram.page_size.max(1), |round| round.dirtied_pages);
+            let pages = report
+                .rounds
+                .last()
+                .map_or(report.ram.total / report.ram.page_size.max(1), |round| round.dirtied_pages);
             bar.set_length(pages.max(1));
             bar.set_position(progress.pages_done.min(pages));
             bar.set_message(match report.phase {

@@ -26,7 +26,10 @@ pub async fn check(client: &Client, vm: &str, to: &str, json: bool) -> Result<u8
     } else {
         let report = &answer.report;
         println!("✓ {vm} can go from {} to {}", report.source, report.destination);
-        println!("  transport   {}, XDP {}, MTU {}; receiver {}", report.transport.mode, report.transport.xdp_mode, report.transport.mtu, report.transport.receiver);
+        println!(
+            "  transport   {}, XDP {}, MTU {}; receiver {}",
+            report.transport.mode, report.transport.xdp_mode, report.transport.mtu, report.transport.receiver
+        );
         println!("  memory      {} MiB", report.ram.total >> 20);
         println!("  dirty scan  {}", report.scan_mode);
         for note in &report.notes {
@@ -44,7 +47,12 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let port = &status["port"];
-    println!("{} (xferry {}){}", text(&status["name"]), text(&status["version"]), if status["encrypted"] == true { "" } else { ", NOT ENCRYPTED (insecure = true)" });
+    println!(
+        "{} (xferry {}){}",
+        text(&status["name"]),
+        text(&status["version"]),
+        if status["encrypted"] == true { "" } else { ", NOT ENCRYPTED (insecure = true)" }
+    );
     println!(
         "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
         text(&port["interface"]),
@@ -62,17 +70,32 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         .map(|drop| format!("{} {}", drop["frames"], text(&drop["reason"])))
         .collect();
     let dropped = if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") };
-    println!("  frames dropped by the XDP program: {dropped}; corrupt {}; without buffer {}", port["corrupt"], port["no-buffer"]);
-    let reports = |name: &str| -> Vec<Report> { serde_json::from_value(status[name].clone()).unwrap_or_default() };
+    println!(
+        "  frames dropped by the XDP program: {dropped}; corrupt {}; without buffer {}",
+        port["corrupt"], port["no-buffer"]
+    );
+    let reports =
+        |name: &str| -> Vec<Report> { serde_json::from_value(status[name].clone()).unwrap_or_default() };
     for report in reports("leaving") {
-        println!("  leaving   {} {} to {}: {:?}, {} rounds, {:.1} s", report.id, report.vm, report.destination, report.phase, report.rounds.len(), report.total_time / 1e3);
+        println!(
+            "  leaving   {} {} to {}: {:?}, {} rounds, {:.1} s",
+            report.id,
+            report.vm,
+            report.destination,
+            report.phase,
+            report.rounds.len(),
+            report.total_time / 1e3
+        );
     }
     for vm in status["arriving"].as_array().into_iter().flatten() {
         println!("  arriving  {}", text(vm));
     }
     for report in reports("recent") {
         let reason = report.error_desc.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        println!("  {:?}  {} {} to {}, blackout {:.1} ms{reason}", report.status, report.id, report.vm, report.destination, report.downtime);
+        println!(
+            "  {:?}  {} {} to {}, blackout {:.1} ms{reason}",
+            report.status, report.id, report.vm, report.destination, report.downtime
+        );
     }
     Ok(0)
 }

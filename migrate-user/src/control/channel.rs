@@ -29,7 +29,11 @@ pub trait Channel: Send {
     fn send(&mut self, item: Item) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// The next item; `awaited` and `limit` are for the error when it does not come in time. Cancel-safe: an item
     /// that was not returned is returned by the next call.
-    fn recv(&mut self, awaited: &'static str, limit: Duration) -> impl Future<Output = Result<Item, ControlError>> + Send;
+    fn recv(
+        &mut self,
+        awaited: &'static str,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Item, ControlError>> + Send;
 }
 
 /// A byte stream as channel.
@@ -68,7 +72,9 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
     let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
     if length == 0 || length > MAX_MESSAGE {
-        return Err(ControlError::Malformed(format!("a length of {length} bytes is not between 1 and {MAX_MESSAGE}")));
+        return Err(ControlError::Malformed(format!(
+            "a length of {length} bytes is not between 1 and {MAX_MESSAGE}"
+        )));
     }
     if buffer.len() < 4 + length {
         return Ok(None);

@@ -17,7 +17,9 @@ use std::{net::SocketAddr, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The peer cannot be reached.
-    #[error("cannot reach the agent at {address}: {source} (is `xferry agent` running there, and is the port open?)")]
+    #[error(
+        "cannot reach the agent at {address}: {source} (is `xferry agent` running there, and is the port open?)"
+    )]
     Connect {
         /// Its address.
         address: SocketAddr,
@@ -46,7 +48,9 @@ pub enum ControlError {
     #[error("the other agent's message is not understood: {0} (different versions of xferry?)")]
     Malformed(String),
     /// The peer speaks another protocol.
-    #[error("the other agent speaks protocol version {theirs}, this one {ours}: install the same version of xferry on both hosts")]
+    #[error(
+        "the other agent speaks protocol version {theirs}, this one {ours}: install the same version of xferry on both hosts"
+    )]
     Version {
         /// Ours.
         ours: u32,

@@ -49,11 +49,16 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, ControlError> {
 ///
 /// # Errors
 /// [`ControlError::Connect`].
-pub async fn connect(address: SocketAddr, local: Option<std::net::IpAddr>) -> Result<TcpStream, ControlError> {
+pub async fn connect(
+    address: SocketAddr,
+    local: Option<std::net::IpAddr>,
+) -> Result<TcpStream, ControlError> {
     let failed = |source| ControlError::Connect { address, source };
-    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }
-        .map_err(failed)?;
-    if let Some(local) = local.filter(|local| !local.is_unspecified() && local.is_ipv4() == address.is_ipv4()) {
+    let socket =
+        if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }
+            .map_err(failed)?;
+    if let Some(local) = local.filter(|local| !local.is_unspecified() && local.is_ipv4() == address.is_ipv4())
+    {
         socket.bind(SocketAddr::new(local, 0)).map_err(failed)?;
     }
     let stream = tokio::time::timeout(CONNECT_LIMIT, socket.connect(address))

@@ -1,11 +1,7 @@
 //! What the receiver tells the sender while a round runs: how far it got. Lossy on purpose; every datagram
 //! says all, so the next one heals a lost one.
 
-use std::{
-    io,
-    net::UdpSocket,
-    time::Duration,
-};
+use std::{io, net::UdpSocket, time::Duration};
 
 /// Length of a datagram, bytes.
 pub const FEEDBACK_LEN: usize = 24;

@@ -240,7 +240,8 @@ mod tests {
 
     fn frame(ipv6: bool, payload: &[u8]) -> Vec<u8> {
         let path = path(ipv6);
-        let descriptor = PageDescriptor::Data { backend: 0, page: 5, offset: 0, length: payload.len() as u16 };
+        let descriptor =
+            PageDescriptor::Data { backend: 0, page: 5, offset: 0, length: payload.len() as u16 };
         let mut buffer = vec![0; path.len()];
         buffer.extend([0; HEADER_LEN]);
         buffer.extend(descriptor.to_bytes());

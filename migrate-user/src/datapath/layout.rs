@@ -92,7 +92,10 @@ mod tests {
     fn the_usual_networks() {
         assert_eq!((layout(9000).pages_per_frame, layout(9000).frames_per_page), (2, 1));
         assert_eq!((layout(65535).pages_per_frame, layout(65535).frames_per_page), (15, 1));
-        assert_eq!((layout(1500).pages_per_frame, layout(1500).frames_per_page, layout(1500).fragment), (0, 3, 1368));
+        assert_eq!(
+            (layout(1500).pages_per_frame, layout(1500).frames_per_page, layout(1500).fragment),
+            (0, 3, 1368)
+        );
         assert_eq!((layout(3046).frames_per_page, layout(3046).fragment), (2, 2048));
         assert_eq!(FrameLayout::new(9000, false, true).unwrap().frames_per_page, 2);
         assert_eq!(FrameLayout::new(500, false, false), Err(LayoutError::MtuTooSmall(500)));

@@ -144,7 +144,12 @@ impl Inbound {
         self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
     }
 
-    fn place(&self, at: BackendPage, offset: usize, pieces: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<(), MemoryError> {
+    fn place(
+        &self,
+        at: BackendPage,
+        offset: usize,
+        pieces: impl Iterator<Item = impl AsRef<[u8]>>,
+    ) -> Result<(), MemoryError> {
         let backend = usize::from(at.backend);
         let mapping = &self.spec.mappings[backend];
         let reservation = &self.spec.reservations[backend];

@@ -101,7 +101,10 @@ impl LaneRound {
         for &(start, end) in &losses.missing {
             for number in start..end.min(self.frames) {
                 let Some(span) = self.spans.get(number as usize) else { continue };
-                round.iter_from(span.first).take_while(|&page| page <= span.last).for_each(|page| again.insert(page));
+                round
+                    .iter_from(span.first)
+                    .take_while(|&page| page <= span.last)
+                    .for_each(|page| again.insert(page));
             }
         }
     }
@@ -219,7 +222,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     }
 
     /// One frame of as many whole pages as fit.
-    fn whole_pages(&mut self, round: &mut Round<'_>, numbers: &mut Peekable<impl Iterator<Item = u64>>) -> Result<(), SendError> {
+    fn whole_pages(
+        &mut self,
+        round: &mut Round<'_>,
+        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    ) -> Result<(), SendError> {
         let capacity = self.config.frames.pages_per_frame;
         let zero_capacity = self.config.frames.zero_runs;
         let descriptors_at = self.config.path.len() + HEADER_LEN;
@@ -252,7 +259,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     }
 
     /// One page in as many frames as it takes.
-    fn fragments(&mut self, round: &mut Round<'_>, numbers: &mut Peekable<impl Iterator<Item = u64>>) -> Result<(), SendError> {
+    fn fragments(
+        &mut self,
+        round: &mut Round<'_>,
+        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    ) -> Result<(), SendError> {
         let Some(number) = numbers.next() else { return Ok(()) };
         let mut content = [0; PAGE_SIZE];
         let Some(place) = round.take_page(number, &mut content) else { return Ok(()) };

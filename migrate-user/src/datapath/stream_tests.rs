@@ -46,7 +46,8 @@ impl Wire {
 
     fn deliver(&mut self, frame: &[u8]) {
         let cut = frame.len().min(3840);
-        let pieces: Vec<&[u8]> = if cut < frame.len() { vec![&frame[..cut], &frame[cut..]] } else { vec![frame] };
+        let pieces: Vec<&[u8]> =
+            if cut < frame.len() { vec![&frame[..cut], &frame[cut..]] } else { vec![frame] };
         if let Ok(checked) = checked_frame(&Packet::new(&pieces), PORT) {
             let mut receiver = self.receiver.lock().unwrap();
             receiver.handle(&checked);
@@ -262,11 +263,14 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     let old = Arc::new(Mutex::new(Vec::new()));
     // Capture the frame of epoch 1 by sending it into a wire that holds it back.
     stream.sender = {
-        let mut sender = std::mem::replace(&mut stream.sender, Stream::new(&[4], 9000, Faults::default(), 1).sender);
+        let mut sender =
+            std::mem::replace(&mut stream.sender, Stream::new(&[4], 9000, Faults::default(), 1).sender);
         let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
         struct Capture(Arc<Mutex<Vec<Vec<u8>>>>);
         impl FrameSink for Capture {
-            fn capacity(&self) -> usize { 9014 }
+            fn capacity(&self) -> usize {
+                9014
+            }
             fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
                 let mut buffer = vec![0; 9014];
                 let len = fill(&mut buffer);
@@ -274,11 +278,20 @@ fn frames_of_a_closed_epoch_are_never_placed() {
                 self.0.lock().unwrap().push(buffer);
                 Ok(true)
             }
-            fn flush(&mut self) -> std::io::Result<usize> { Ok(0) }
+            fn flush(&mut self) -> std::io::Result<usize> {
+                Ok(0)
+            }
         }
         let frames = FrameLayout::new(9000, false, false).unwrap();
         let end = |n: u8| Endpoint { mac: [2, 0, 0, 0, 0, n], ip: [10, 0, 0, n].into() };
-        let config = LaneConfig { session: 77, lane: 0, frames, path: FramePath::new(end(1), end(2), 1, PORT), window: 8, bandwidth: None };
+        let config = LaneConfig {
+            session: 77,
+            lane: 0,
+            frames,
+            path: FramePath::new(end(1), end(2), 1, PORT),
+            window: 8,
+            bandwidth: None,
+        };
         LaneSender::new(config, Capture(Arc::clone(&old)), Loop::default())
             .send_round(1, view, [0].into_iter(), &AtomicBool::new(false), &AtomicU64::new(0))
             .unwrap();

@@ -33,10 +33,7 @@ impl PageHashes {
     /// Hashes of a guest of `pages` zero pages.
     pub fn zeroed(pages: u64) -> Self {
         let zero = xxh3_64(&[0; PAGE_SIZE]);
-        Self {
-            hashes: (0..pages).map(|_| AtomicU64::new(zero)).collect(),
-            stale: AtomicPageSet::new(pages),
-        }
+        Self { hashes: (0..pages).map(|_| AtomicU64::new(zero)).collect(), stale: AtomicPageSet::new(pages) }
     }
 
     /// Notes that a page's content has changed.

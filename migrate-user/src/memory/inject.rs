@@ -142,7 +142,8 @@ impl Drop for StoppedThread {
     fn drop(&mut self) {
         // Each step is tried even when one failed. A thread that is gone needs none of them.
         let _ = ptrace(libc::PTRACE_SETREGS, self.tid, 0, &raw const self.original as usize);
-        let _ = ptrace(libc::PTRACE_SETSIGMASK, self.tid, size_of::<u64>(), &raw const self.signal_mask as usize);
+        let _ =
+            ptrace(libc::PTRACE_SETSIGMASK, self.tid, size_of::<u64>(), &raw const self.signal_mask as usize);
         let _ = ptrace(libc::PTRACE_DETACH, self.tid, 0, 0);
     }
 }
@@ -217,7 +218,11 @@ mod tests {
     fn finished_calls_and_plain_code_go_on_as_they_were() {
         assert_eq!(resumption(registers(libc::SYS_read, 17)).rax, 17);
         let resumed = resumption(registers(-1, ERESTARTSYS));
-        assert_eq!((resumed.rip, resumed.rax as i64), (1000, ERESTARTSYS), "a value that only looks like one");
+        assert_eq!(
+            (resumed.rip, resumed.rax as i64),
+            (1000, ERESTARTSYS),
+            "a value that only looks like one"
+        );
     }
 
     /// A real process, interrupted in its sleep, must not notice.

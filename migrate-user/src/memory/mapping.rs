@@ -136,10 +136,12 @@ impl Mapping {
         };
         let from = self.at(start, 0, 0);
         // SAFETY: the range lies within our mapping, and populating changes no content.
-        unsafe {
-            rustix::mm::madvise(from.as_ptr().cast(), ((end - start) as usize) * PAGE_SIZE, advice)
-        }
-        .map_err(|errno| MemoryError::File { operation: "populate", path: self.path.clone(), source: errno.into() })
+        unsafe { rustix::mm::madvise(from.as_ptr().cast(), ((end - start) as usize) * PAGE_SIZE, advice) }
+            .map_err(|errno| MemoryError::File {
+                operation: "populate",
+                path: self.path.clone(),
+                source: errno.into(),
+            })
     }
 }
 

@@ -137,7 +137,8 @@ impl AtomicPageSet {
 
     /// Whether `page` is in the set.
     pub fn contains(&self, page: u64) -> bool {
-        page < self.pages && self.words[(page / 64) as usize].load(Ordering::Acquire) & (1 << (page % 64)) != 0
+        page < self.pages
+            && self.words[(page / 64) as usize].load(Ordering::Acquire) & (1 << (page % 64)) != 0
     }
 
     /// Takes all pages out.

@@ -26,17 +26,12 @@ impl Reservation {
     /// What `fallocate` says.
     pub fn clear(mapping: &Mapping) -> Result<Self, MemoryError> {
         let len = mapping.pages() * PAGE_SIZE as u64;
-        rustix::fs::fallocate(
-            mapping.file(),
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            0,
-            len,
-        )
-        .map_err(|errno| MemoryError::File {
-            operation: "empty",
-            path: mapping.path().to_owned(),
-            source: errno.into(),
-        })?;
+        rustix::fs::fallocate(mapping.file(), FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len)
+            .map_err(|errno| MemoryError::File {
+                operation: "empty",
+                path: mapping.path().to_owned(),
+                source: errno.into(),
+            })?;
         let chunks = mapping.pages().div_ceil(RESERVE_CHUNK);
         Ok(Self { chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() })
     }

@@ -73,30 +73,32 @@ impl UserFault {
 
     /// Puts the range under its watch; nothing is protected yet.
     pub fn register(&self, vma: &Vma) -> Result<(), MemoryError> {
-        let mut register = Register {
-            start: vma.start,
-            len: vma.end - vma.start,
-            mode: UFFDIO_REGISTER_MODE_WP,
-            ioctls: 0,
-        };
+        let mut register =
+            Register { start: vma.start, len: vma.end - vma.start, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
         self.ioctl("register the RAM", request::<Register>(0), &mut register)
     }
 
     /// Protects the whole range.
     pub fn protect(&self, vma: &Vma) -> Result<(), MemoryError> {
-        let mut protect = WriteProtect {
-            start: vma.start,
-            len: vma.end - vma.start,
-            mode: UFFDIO_WRITEPROTECT_MODE_WP,
-        };
+        let mut protect =
+            WriteProtect { start: vma.start, len: vma.end - vma.start, mode: UFFDIO_WRITEPROTECT_MODE_WP };
         self.ioctl("write-protect the RAM", request::<WriteProtect>(6), &mut protect)
     }
 
-    fn ioctl<T>(&self, step: &'static str, request: libc::c_ulong, argument: &mut T) -> Result<(), MemoryError> {
+    fn ioctl<T>(
+        &self,
+        step: &'static str,
+        request: libc::c_ulong,
+        argument: &mut T,
+    ) -> Result<(), MemoryError> {
         // SAFETY: `argument` is the struct that belongs to the request and outlives the call.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(argument)) };
         if result < 0 {
-            return Err(MemoryError::Tracking { pid: self.pid, step, source: std::io::Error::last_os_error() });
+            return Err(MemoryError::Tracking {
+                pid: self.pid,
+                step,
+                source: std::io::Error::last_os_error(),
+            });
         }
         Ok(())
     }

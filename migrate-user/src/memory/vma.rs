@@ -98,12 +98,19 @@ fn mangled(id: &str) -> String {
 /// [`MemoryError::NotShared`] when one is mapped privately or not at all.
 pub fn find_ram_files(pid: u32, backends: &[(String, String, u64)]) -> Result<Vec<RamFile>, MemoryError> {
     let path = PathBuf::from(format!("/proc/{pid}/maps"));
-    let maps = std::fs::read_to_string(&path)
-        .map_err(|source| MemoryError::File { operation: "read", path, source })?;
+    let maps = std::fs::read_to_string(&path).map_err(|source| MemoryError::File {
+        operation: "read",
+        path,
+        source,
+    })?;
     backends.iter().map(|backend| find_in(&maps, pid, backend)).collect()
 }
 
-fn find_in(maps: &str, pid: u32, (id, mem_path, size): &(String, String, u64)) -> Result<RamFile, MemoryError> {
+fn find_in(
+    maps: &str,
+    pid: u32,
+    (id, mem_path, size): &(String, String, u64),
+) -> Result<RamFile, MemoryError> {
     let not_shared = |found: String| MemoryError::NotShared { backend: id.clone(), pid, found };
     let mine: Vec<MapsLine<'_>> =
         maps.lines().filter_map(parse_line).filter(|line| belongs(line.path, mem_path, id)).collect();

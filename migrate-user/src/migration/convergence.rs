@@ -98,7 +98,8 @@ mod tests {
             // Writes fall anywhere in the set: some hit the same page.
             let touched = set as f64 * (1.0 - (-rate * seconds / set.max(1) as f64).exp());
             let remaining = touched as u64;
-            let figures = RoundFigures { bytes: to_send, duration: Duration::from_secs_f64(seconds), remaining };
+            let figures =
+                RoundFigures { bytes: to_send, duration: Duration::from_secs_f64(seconds), remaining };
             match policy.after(figures) {
                 Decision::Continue => to_send = remaining,
                 decision => return (round, decision),

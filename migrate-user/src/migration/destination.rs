@@ -15,12 +15,20 @@ pub trait DestinationHost: Send {
     /// A VM that waits for its state.
     type Vm: DestinationVm;
     /// Starts the waiting VM, reserves its memory and opens the page stream. On error nothing of it is left.
-    fn prepare(&mut self, request: &Prepare) -> impl Future<Output = Result<(Prepared, Self::Vm), MigrationError>> + Send;
+    fn prepare(
+        &mut self,
+        request: &Prepare,
+    ) -> impl Future<Output = Result<(Prepared, Self::Vm), MigrationError>> + Send;
     /// Waits shortly for `sent` probe frames and returns how many came.
     fn probes(&mut self, sent: u32) -> impl Future<Output = u64> + Send;
     /// Waits until all `frames` (by lane) of `epoch` have come, or no more come, and closes it. `last` says that the
     /// VM is stopped meanwhile.
-    fn close_round(&mut self, epoch: u32, frames: &[u32], last: bool) -> impl Future<Output = Result<Vec<LaneLosses>, MigrationError>> + Send;
+    fn close_round(
+        &mut self,
+        epoch: u32,
+        frames: &[u32],
+        last: bool,
+    ) -> impl Future<Output = Result<Vec<LaneLosses>, MigrationError>> + Send;
     /// Brings the page hashes up to date.
     fn refresh_hashes(&mut self) -> impl Future<Output = Result<(), MigrationError>> + Send;
     /// Digest of RAM by the page hashes; with `full` every page is read for it.
@@ -74,16 +82,19 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         match result {
             Ok(()) => Ok(()),
             Err(error) => {
-                match self.state.take() {
-                    Some(State::Receiving { mut vm, .. } | State::Loading { mut vm, .. } | State::Loaded { mut vm, .. }) => {
-                        if !vm.destroy().await {
-                            // The source takes an abort for the promise that nothing runs here. It cannot be given.
-                            return Err(error);
-                        }
-                    }
+                let half_made = match self.state.take() {
+                    Some(
+                        State::Receiving { vm, .. } | State::Loading { vm, .. } | State::Loaded { vm, .. },
+                    ) => Some(vm),
                     // What runs is not touched, whatever happens to the connection.
                     Some(State::Running) => return Ok(()),
-                    _ => {}
+                    _ => None,
+                };
+                if let Some(mut vm) = half_made
+                    && !vm.destroy().await
+                {
+                    // The source takes an abort for the promise that nothing runs here. It cannot be given.
+                    return Err(error);
                 }
                 let abort = Message::Abort { reason: error.to_string() };
                 // The source notices a lost connection by itself.
@@ -111,7 +122,9 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         let theirs = match self.channel.recv("its hello", Limits::of(self.limits.hello)).await? {
             Item::Message(Message::Hello { protocol, .. }) => protocol,
             Item::Message(other) => return Err(unexpected(&other, "its hello")),
-            Item::State(_) => return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" }),
+            Item::State(_) => {
+                return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" });
+            }
         };
         let hello = Message::Hello {
             protocol: PROTOCOL,
@@ -188,11 +201,16 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 self.state = Some(State::Loading { vm, verify, digest, bytes });
                 Ok(loaded?)
             }
-            (State::Loading { mut vm, verify, digest, bytes }, Item::Message(Message::StateEnd { bytes: sent })) => {
+            (
+                State::Loading { mut vm, verify, digest, bytes },
+                Item::Message(Message::StateEnd { bytes: sent }),
+            ) => {
                 let finished = if sent == bytes {
                     vm.finish().await.map_err(MigrationError::from)
                 } else {
-                    Err(MigrationError::Mismatch(format!("{bytes} bytes of device state came, {sent} were sent")))
+                    Err(MigrationError::Mismatch(format!(
+                        "{bytes} bytes of device state came, {sent} were sent"
+                    )))
                 };
                 self.state = Some(State::Loaded { vm, verify, digest });
                 finished?;

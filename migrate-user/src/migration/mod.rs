@@ -19,7 +19,9 @@ pub use source::{Cancel, PageStream, RoundSent, SourceHost, SourceMemory, Source
 
 use serde::{Deserialize, Serialize};
 
-use crate::{control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError};
+use crate::{
+    control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError,
+};
 
 /// Where a migration is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +95,9 @@ pub enum MigrationError {
     #[error("{0}")]
     Mismatch(String),
     /// RAM differs.
-    #[error("RAM differs between source and destination while the VM is stopped ({source_digest} and {destination_digest})")]
+    #[error(
+        "RAM differs between source and destination while the VM is stopped ({source_digest} and {destination_digest})"
+    )]
     Differs {
         /// Digest here.
         source_digest: crate::memory::Digest,
@@ -101,7 +105,9 @@ pub enum MigrationError {
         destination_digest: crate::memory::Digest,
     },
     /// The last pages did not get through.
-    #[error("after {0} attempts pages of the last round are still missing: the migration network loses too much")]
+    #[error(
+        "after {0} attempts pages of the last round are still missing: the migration network loses too much"
+    )]
     Lossy(u32),
     /// The control channel.
     #[error(transparent)]

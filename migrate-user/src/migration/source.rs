@@ -53,7 +53,11 @@ pub trait PageStream: Send {
     /// Sends `frames` probe frames of full size.
     fn probe(&mut self, frames: u32) -> impl Future<Output = Result<(), MigrationError>> + Send;
     /// Sends `pages` under `epoch`.
-    fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> impl Future<Output = Result<RoundSent, MigrationError>> + Send;
+    fn send(
+        &mut self,
+        epoch: u32,
+        pages: Arc<PageSet>,
+    ) -> impl Future<Output = Result<RoundSent, MigrationError>> + Send;
     /// Pages of the last round that were in lost frames.
     fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet;
 }
@@ -63,7 +67,10 @@ pub trait SourceHost: Send {
     /// Its page stream.
     type Stream: PageStream;
     /// Opens the page stream towards the destination.
-    fn open_stream(&mut self, prepared: &Prepared) -> impl Future<Output = Result<Self::Stream, MigrationError>> + Send;
+    fn open_stream(
+        &mut self,
+        prepared: &Prepared,
+    ) -> impl Future<Output = Result<Self::Stream, MigrationError>> + Send;
 }
 
 /// A request to stop, seen by everything that waits.
@@ -120,8 +127,26 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
 
 impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'a, V, M, H, C> {
     /// Puts the parts together.
-    pub fn new(vm: &'a mut V, memory: &'a mut M, host: &'a mut H, channel: &'a mut C, plan: SourcePlan, record: Recorder) -> Self {
-        Self { vm, memory, host, channel, plan, record, stream: None, epoch: 0, stopped_at: None, quiesced_now: false }
+    pub fn new(
+        vm: &'a mut V,
+        memory: &'a mut M,
+        host: &'a mut H,
+        channel: &'a mut C,
+        plan: SourcePlan,
+        record: Recorder,
+    ) -> Self {
+        Self {
+            vm,
+            memory,
+            host,
+            channel,
+            plan,
+            record,
+            stream: None,
+            epoch: 0,
+            stopped_at: None,
+            quiesced_now: false,
+        }
     }
 
     /// Runs it to its end. The report says how it ended; the VM runs on exactly one side, or, if the destination
@@ -292,7 +317,11 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     /// Sends pages under a new epoch and learns which must be sent again.
-    async fn round(&mut self, pages: &Arc<PageSet>, last: bool) -> Result<(RoundSent, PageSet, u64), MigrationError> {
+    async fn round(
+        &mut self,
+        pages: &Arc<PageSet>,
+        last: bool,
+    ) -> Result<(RoundSent, PageSet, u64), MigrationError> {
         self.epoch += 1;
         let epoch = self.epoch;
         self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
@@ -300,7 +329,11 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last }).await?;
         match self.hear("which frames arrived", self.plan.limits.round).await? {
             Message::RoundClosed { epoch: closed, losses } if closed == epoch => {
-                let lost = losses.iter().flat_map(|lane| &lane.missing).map(|(start, end)| u64::from(end.saturating_sub(*start))).sum();
+                let lost = losses
+                    .iter()
+                    .flat_map(|lane| &lane.missing)
+                    .map(|(start, end)| u64::from(end.saturating_sub(*start)))
+                    .sum();
                 let again = self.stream()?.lost(pages, &losses);
                 Ok((sent, again, lost))
             }
@@ -309,7 +342,16 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     #[expect(clippy::too_many_arguments, reason = "the columns of a round's line")]
-    fn record_round(&self, number: u32, pages: &PageSet, sent: &RoundSent, duration: Duration, dirtied: u64, lost: u64, last: bool) {
+    fn record_round(
+        &self,
+        number: u32,
+        pages: &PageSet,
+        sent: &RoundSent,
+        duration: Duration,
+        dirtied: u64,
+        lost: u64,
+        last: bool,
+    ) {
         self.record.update(|report| {
             report.ram.transferred += sent.wire_bytes;
             report.ram.normal += sent.data_pages;
@@ -456,11 +498,17 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                         report.notes.push(format!("RAM differs: {own} here, {theirs} at the destination"));
                     }
                 }),
-                Err(error) => self.record.update(|report| report.notes.push(format!("not verified: {error}"))),
+                Err(error) => {
+                    self.record.update(|report| report.notes.push(format!("not verified: {error}")))
+                }
             }
         }
         if let Err(error) = self.vm.quit().await {
-            self.record.update(|report| report.notes.push(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand")));
+            self.record.update(|report| {
+                report
+                    .notes
+                    .push(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand"))
+            });
         }
     }
 
@@ -468,7 +516,10 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     async fn abandon(&mut self, error: MigrationError) -> Status {
         tracing::info!(vm = self.plan.prepare.vm, %error, "migration abandoned");
         // The VM first: nothing is more urgent than that it runs.
-        let resumed = if self.stopped_at.is_some() || self.record.snapshot().phase == Phase::Stop || self.quiesced_now {
+        let resumed = if self.stopped_at.is_some()
+            || self.record.snapshot().phase == Phase::Stop
+            || self.quiesced_now
+        {
             self.vm.resume().await
         } else {
             Ok(())

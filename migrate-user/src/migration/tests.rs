@@ -225,7 +225,9 @@ impl DestinationVm for Destination {
 }
 
 fn digest(memory: &[u32; PAGES]) -> Digest {
-    Digest(memory.iter().fold(7u128, |sum, &page| sum.wrapping_mul(31).wrapping_add(page.into())).to_le_bytes())
+    Digest(
+        memory.iter().fold(7u128, |sum, &page| sum.wrapping_mul(31).wrapping_add(page.into())).to_le_bytes(),
+    )
 }
 
 fn no_tracking() -> MemoryError {
@@ -288,7 +290,11 @@ impl PageStream for Stream {
             world.received.insert(number as u32);
         }
         world.guest_writes();
-        Ok(RoundSent { frames: vec![pages.count() as u32], data_pages: pages.count(), ..RoundSent::default() })
+        Ok(RoundSent {
+            frames: vec![pages.count() as u32],
+            data_pages: pages.count(),
+            ..RoundSent::default()
+        })
     }
     fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
         let numbers: Vec<u64> = pages.iter().collect();
@@ -322,7 +328,12 @@ impl DestinationHost for Host {
     async fn probes(&mut self, sent: u32) -> u64 {
         sent.into()
     }
-    async fn close_round(&mut self, _: u32, frames: &[u32], _: bool) -> Result<Vec<LaneLosses>, MigrationError> {
+    async fn close_round(
+        &mut self,
+        _: u32,
+        frames: &[u32],
+        _: bool,
+    ) -> Result<Vec<LaneLosses>, MigrationError> {
         let mut world = self.0.lock().unwrap();
         if world.fails(Call::CloseRound) {
             return Err(MigrationError::Host("close_round was made to fail".into()));
@@ -450,7 +461,10 @@ fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
             assert!(world.destination_runs && world.source_gone, "{fault:?}");
         }
         Status::Failed | Status::Cancelled => {
-            assert!(world.source_runs && !world.destination_runs && !world.source_gone, "{fault:?}: the source has it");
+            assert!(
+                world.source_runs && !world.destination_runs && !world.source_gone,
+                "{fault:?}: the source has it"
+            );
             assert!(!world.destination_exists, "{fault:?}: nothing is left at the destination");
             assert!(report.error_desc.is_some(), "{fault:?}: it says why");
         }
@@ -464,7 +478,8 @@ fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
 
 #[tokio::test]
 async fn a_clean_migration_moves_everything() {
-    for (verify, quiesced) in [(None, false), (Some(VerifyMode::Hash), false), (Some(VerifyMode::Full), true)] {
+    for (verify, quiesced) in [(None, false), (Some(VerifyMode::Hash), false), (Some(VerifyMode::Full), true)]
+    {
         let (report, world) = migrate(Fault::default(), verify, quiesced).await;
         assert_eq!(report.status, Status::Completed, "{:?}", report.error_desc);
         assert_eq!(report.verified, verify.map(|_| true));
@@ -528,7 +543,11 @@ async fn a_cancel_at_any_message_keeps_the_vm_or_comes_too_late() {
         let fault = Fault { cancel_at: Some(number), ..Fault::default() };
         let (report, world) = migrate(fault, None, false).await;
         assert_sound(&report, &world, fault);
-        assert!(matches!(report.status, Status::Cancelled | Status::Completed), "{number}: {:?}", report.status);
+        assert!(
+            matches!(report.status, Status::Cancelled | Status::Completed),
+            "{number}: {:?}",
+            report.status
+        );
         completed += u32::from(report.status == Status::Completed);
     }
     assert!(completed <= 4, "only from the commit on a cancel comes too late, not {completed} times");
@@ -560,7 +579,12 @@ async fn after_a_failure_the_next_migration_is_complete() {
             world.writes_left = 40;
         }
         let report = again(&world, Some(VerifyMode::Full), false).await;
-        assert_eq!((report.status, report.verified), (Status::Completed, Some(true)), "{call:?}: {:?}", report.error_desc);
+        assert_eq!(
+            (report.status, report.verified),
+            (Status::Completed, Some(true)),
+            "{call:?}: {:?}",
+            report.error_desc
+        );
     }
 }
 
@@ -569,9 +593,18 @@ async fn other_versions_are_refused_by_both() {
     let world = World::new(Fault::default());
     let (mut a, mut b) = wire(&world);
     let mut host = Host(Arc::clone(&world));
-    a.send(Item::Message(Message::Hello { protocol: 99, software: "x".into(), name: "x".into() })).await.unwrap();
-    let error = DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await.unwrap_err();
+    a.send(Item::Message(Message::Hello { protocol: 99, software: "x".into(), name: "x".into() }))
+        .await
+        .unwrap();
+    let error =
+        DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await.unwrap_err();
     assert!(error.to_string().contains("same version"), "{error}");
-    assert!(matches!(a.recv("", Duration::from_secs(1)).await.unwrap(), Item::Message(Message::Hello { .. })));
-    assert!(matches!(a.recv("", Duration::from_secs(1)).await.unwrap(), Item::Message(Message::Abort { .. })));
+    assert!(matches!(
+        a.recv("", Duration::from_secs(1)).await.unwrap(),
+        Item::Message(Message::Hello { .. })
+    ));
+    assert!(matches!(
+        a.recv("", Duration::from_secs(1)).await.unwrap(),
+        Item::Message(Message::Abort { .. })
+    ));
 }

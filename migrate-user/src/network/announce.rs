@@ -150,7 +150,10 @@ mod tests {
     fn pauses_are_those_of_qemu() {
         let ms = |schedule: AnnounceSchedule| schedule.pauses().map(|p| p.as_millis()).collect::<Vec<_>>();
         assert_eq!(ms(AnnounceSchedule::default()), [50, 150, 250, 350]);
-        assert_eq!(ms(AnnounceSchedule { rounds: 8, ..Default::default() }), [50, 150, 250, 350, 450, 550, 550]);
+        assert_eq!(
+            ms(AnnounceSchedule { rounds: 8, ..Default::default() }),
+            [50, 150, 250, 350, 450, 550, 550]
+        );
         assert!(ms(AnnounceSchedule { rounds: 0, ..Default::default() }).is_empty());
     }
 }

@@ -98,9 +98,15 @@ impl Bouncer {
     ///
     /// # Errors
     /// [`NetworkError::Xdp`].
-    pub fn register_socket(&mut self, queue: u32, socket: std::os::fd::BorrowedFd<'_>) -> Result<(), NetworkError> {
+    pub fn register_socket(
+        &mut self,
+        queue: u32,
+        socket: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<(), NetworkError> {
         use std::os::fd::AsRawFd;
-        self.sockets.set(queue, socket.as_raw_fd(), 0).map_err(|error| self.failed("register a socket", &error))
+        self.sockets
+            .set(queue, socket.as_raw_fd(), 0)
+            .map_err(|error| self.failed("register a socket", &error))
     }
 
     /// Lets frames of migration `session` from `peer` in.
@@ -116,7 +122,9 @@ impl Bouncer {
         let zero = PerCpuValues::try_from(vec![SessionCounters::default(); cpus])
             .map_err(|error| self.failed("make counters", &error))?;
         self.counters.insert(session, zero, 0).map_err(|error| self.failed("add a session", &error))?;
-        self.sessions.insert(session, Session { peer }, 0).map_err(|error| self.failed("add a session", &error))
+        self.sessions
+            .insert(session, Session { peer }, 0)
+            .map_err(|error| self.failed("add a session", &error))
     }
 
     /// Shuts migration `session` out again. Harmless when it is not in.
@@ -175,7 +183,9 @@ fn attach(program: &mut Xdp, nic: &Nic) -> Result<AttachMode, Refusal> {
                 }
                 let problem = chain(&error);
                 if mode == AttachMode::Generic {
-                    return Err(Refusal::Other(format!("driver mode: {driver_problem}; generic mode: {problem}")));
+                    return Err(Refusal::Other(format!(
+                        "driver mode: {driver_problem}; generic mode: {problem}"
+                    )));
                 }
                 driver_problem = problem;
             }

@@ -16,7 +16,9 @@ pub use uplink::{find_uplink, tap_bridge};
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// No such interface.
-    #[error("there is no network interface {0}: name the dedicated NIC in [migration] interface = \"…\" (`ip link` lists them)")]
+    #[error(
+        "there is no network interface {0}: name the dedicated NIC in [migration] interface = \"…\" (`ip link` lists them)"
+    )]
     NoInterface(String),
     /// The interface has no link.
     #[error("{0} has no carrier: check the cable, the switch port, and `ip link set {0} up`")]
@@ -51,7 +53,9 @@ pub enum NetworkError {
         problem: String,
     },
     /// Announcements cannot be sent.
-    #[error("cannot announce the VM on {interface}: {source}; name the uplink in the VM's definition: nics = [{{ mac = \"…\", announce-on = \"…\" }}]")]
+    #[error(
+        "cannot announce the VM on {interface}: {source}; name the uplink in the VM's definition: nics = [{{ mac = \"…\", announce-on = \"…\" }}]"
+    )]
     Announce {
         /// Interface.
         interface: String,

@@ -102,7 +102,10 @@ impl Nic {
         }
         let queues = std::fs::read_dir(base.join("queues"))
             .map(|entries| {
-                entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).count()
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
+                    .count()
             })
             .unwrap_or(1)
             .max(1);
@@ -117,7 +120,14 @@ impl Nic {
         if addresses.is_empty() {
             return Err(NetworkError::NoAddress(name.to_owned()));
         }
-        Ok(Self { name: name.to_owned(), index: interface.index, mac: Mac(mac), mtu, queues: queues as u32, addresses })
+        Ok(Self {
+            name: name.to_owned(),
+            index: interface.index,
+            mac: Mac(mac),
+            mtu,
+            queues: queues as u32,
+            addresses,
+        })
     }
 
     /// The address to use: IPv4 first.

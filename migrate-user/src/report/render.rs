@@ -99,8 +99,18 @@ mod tests {
 
     #[test]
     fn columns_stay_under_their_heads() {
-        let round = Round { round: 0, pages: 131_072, bytes: 512 << 20, duration_ms: 500.0, dirtied_pages: 1280, ..Round::default() };
-        assert_eq!(round_line(&round, 4096), "    0       512.00     0.5000       1024          5.00       0");
+        let round = Round {
+            round: 0,
+            pages: 131_072,
+            bytes: 512 << 20,
+            duration_ms: 500.0,
+            dirtied_pages: 1280,
+            ..Round::default()
+        };
+        assert_eq!(
+            round_line(&round, 4096),
+            "    0       512.00     0.5000       1024          5.00       0"
+        );
         assert_eq!(header().len(), round_line(&round, 4096).len() + 1 - 1);
     }
 

@@ -86,7 +86,11 @@ impl VmDefinition {
         let size = match path.metadata() {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DefinitionError::Unknown { name: name.to_owned(), known: known(directory), path });
+                return Err(DefinitionError::Unknown {
+                    name: name.to_owned(),
+                    known: known(directory),
+                    path,
+                });
             }
             Err(error) => return Err(failed(error)),
         };

@@ -68,7 +68,11 @@ impl QemuDestination {
                     }
                     if Instant::now() > deadline {
                         end(&mut started);
-                        return Err(launch(format!("{error}; waited {} s: {}", START_LIMIT.as_secs(), last_words(&started.log))));
+                        return Err(launch(format!(
+                            "{error}; waited {} s: {}",
+                            START_LIMIT.as_secs(),
+                            last_words(&started.log)
+                        )));
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -131,7 +135,11 @@ impl QemuDestination {
         Ok(())
     }
 
-    async fn wait_for(&mut self, waited_for: &'static str, reached: impl Fn(&Event) -> Option<Result<(), String>> + Send) -> Result<(), VmmError> {
+    async fn wait_for(
+        &mut self,
+        waited_for: &'static str,
+        reached: impl Fn(&Event) -> Option<Result<(), String>> + Send,
+    ) -> Result<(), VmmError> {
         let waiting = async {
             loop {
                 let event = match source::next(&mut self.events, &self.qmp).await {
@@ -146,7 +154,9 @@ impl QemuDestination {
             }
         };
         let seconds = STEP_LIMIT.as_secs();
-        tokio::time::timeout(STEP_LIMIT, waiting).await.map_err(|_| VmmError::Timeout { waited_for, seconds })?
+        tokio::time::timeout(STEP_LIMIT, waiting)
+            .await
+            .map_err(|_| VmmError::Timeout { waited_for, seconds })?
     }
 
     /// Adds what a QEMU that we started printed: that is where it says why it refused its state.
@@ -167,7 +177,9 @@ impl DestinationVm for QemuDestination {
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.explain(error.into())),
-            Err(_) => Err(VmmError::Timeout { waited_for: "taking its state", seconds: STEP_LIMIT.as_secs() }),
+            Err(_) => {
+                Err(VmmError::Timeout { waited_for: "taking its state", seconds: STEP_LIMIT.as_secs() })
+            }
         }
     }
 

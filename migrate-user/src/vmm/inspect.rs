@@ -21,7 +21,8 @@ const FORBIDDEN: [(&str, &str); 8] = [
 ];
 
 /// Block drivers whose I/O goes past the kernel's page tables.
-const FORBIDDEN_BLOCK: [&str; 4] = ["nvme", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci"];
+const FORBIDDEN_BLOCK: [&str; 4] =
+    ["nvme", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci"];
 
 /// A NIC of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +124,8 @@ async fn ram_backends(qmp: &Qmp) -> Result<Vec<(String, String, u64)>, VmmError>
     for memdev in list.as_array().into_iter().flatten() {
         let id = memdev["id"].as_str().unwrap_or_default().to_owned();
         let size = memdev["size"].as_u64().unwrap_or(0);
-        let kind = kinds.iter().find(|(name, _)| *name == id).and_then(|(_, kind)| child(kind)).unwrap_or("unknown");
+        let kind =
+            kinds.iter().find(|(name, _)| *name == id).and_then(|(_, kind)| child(kind)).unwrap_or("unknown");
         let not_shared = |found: String| crate::memory::MemoryError::NotShared {
             backend: if id.is_empty() { "ram".into() } else { id.clone() },
             pid: qmp.pid(),
@@ -195,7 +197,9 @@ async fn block_nodes(qmp: &Qmp) -> Result<(Vec<String>, Vec<String>), QmpError> 
         let name = node["node-name"].as_str().unwrap_or("?").to_owned();
         let driver = node["drv"].as_str().unwrap_or_default();
         if FORBIDDEN_BLOCK.contains(&driver) {
-            obstacles.push(format!("block node {name} ({driver}) does its I/O by DMA past the kernel; use host_device or file"));
+            obstacles.push(format!(
+                "block node {name} ({driver}) does its I/O by DMA past the kernel; use host_device or file"
+            ));
         }
         if node["cache"]["direct"].as_bool().unwrap_or(false) {
             direct.push(name);

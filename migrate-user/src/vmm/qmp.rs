@@ -175,12 +175,8 @@ impl Qmp {
         let pending = Pending::default();
         let (events, _) = broadcast::channel(EVENTS);
         let (greeted, greeting) = oneshot::channel();
-        let reader = tokio::spawn(read_lines(
-            Arc::clone(&stream),
-            Arc::clone(&pending),
-            events.clone(),
-            greeted,
-        ));
+        let reader =
+            tokio::spawn(read_lines(Arc::clone(&stream), Arc::clone(&pending), events.clone(), greeted));
         let busy = || QmpError::Busy { path: path.to_owned() };
         let version = match tokio::time::timeout(CONNECT_LIMIT, greeting).await {
             Ok(Ok(version)) => version,
@@ -241,7 +237,12 @@ impl Qmp {
         self.run("getfd", json!({ "fdname": name }), Some(fd)).await.map(drop)
     }
 
-    async fn run(&self, command: &str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, QmpError> {
+    async fn run(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, QmpError> {
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let (answered, answer) = oneshot::channel();
         lock(&self.0.pending).insert(id, answered);
@@ -349,7 +350,10 @@ async fn read_lines(
         }
         scanned = buffer.len();
         if buffer.len() > MAX_LINE {
-            let _ = writeln!(std::io::stderr(), "a monitor sent a line of more than {MAX_LINE} bytes; it is closed");
+            let _ = writeln!(
+                std::io::stderr(),
+                "a monitor sent a line of more than {MAX_LINE} bytes; it is closed"
+            );
             break;
         }
     }

@@ -43,7 +43,11 @@ impl QemuSource {
     }
 
     /// Waits until QEMU's migration is in one of `wanted`.
-    async fn migration_status(&mut self, wanted: &[&'static str], waited_for: &'static str) -> Result<(), VmmError> {
+    async fn migration_status(
+        &mut self,
+        wanted: &[&'static str],
+        waited_for: &'static str,
+    ) -> Result<(), VmmError> {
         let seconds = STEP_LIMIT.as_secs();
         let reached = tokio::time::timeout(STEP_LIMIT, async {
             loop {
@@ -133,12 +137,16 @@ impl SourceVm for QemuSource {
                 match (event.name.as_str(), event.data["status"].as_str().unwrap_or_default()) {
                     ("STOP", _) => stopped = Some(instant_of(event.micros)),
                     ("MIGRATION", "pre-switchover") => return Ok(stopped.unwrap_or_else(Instant::now)),
-                    ("MIGRATION", status @ ("failed" | "cancelled")) => return Err(self.failure(status).await),
+                    ("MIGRATION", status @ ("failed" | "cancelled")) => {
+                        return Err(self.failure(status).await);
+                    }
                     _ => {}
                 }
             }
         });
-        reached.await.map_err(|_| VmmError::Timeout { waited_for: "its stop before the switchover", seconds })?
+        reached
+            .await
+            .map_err(|_| VmmError::Timeout { waited_for: "its stop before the switchover", seconds })?
     }
 
     async fn release_state(&mut self) -> Result<(), VmmError> {
@@ -181,7 +189,10 @@ impl SourceVm for QemuSource {
                     break;
                 }
                 if Instant::now() > deadline {
-                    return Err(VmmError::Timeout { waited_for: "the end of its cancelled migration", seconds: STEP_LIMIT.as_secs() });
+                    return Err(VmmError::Timeout {
+                        waited_for: "the end of its cancelled migration",
+                        seconds: STEP_LIMIT.as_secs(),
+                    });
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -193,7 +204,9 @@ impl SourceVm for QemuSource {
         if state != "running" {
             return Err(VmmError::Unfit {
                 vm: self.vm.clone(),
-                reason: format!("it should run again here but QEMU says {state:?}: look at it with QMP query-status, and `cont` it"),
+                reason: format!(
+                    "it should run again here but QEMU says {state:?}: look at it with QMP query-status, and `cont` it"
+                ),
             });
         }
         Ok(())

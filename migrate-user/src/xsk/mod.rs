@@ -44,7 +44,9 @@ fn remedy(errno: rustix::io::Errno) -> &'static str {
     use rustix::io::Errno;
     match errno {
         Errno::AFNOSUPPORT => " (this kernel has no AF_XDP: it needs CONFIG_XDP_SOCKETS)",
-        Errno::BUSY => " (another program has an AF_XDP socket on this queue; stop it or choose another queue)",
+        Errno::BUSY => {
+            " (another program has an AF_XDP socket on this queue; stop it or choose another queue)"
+        }
         Errno::PERM | Errno::ACCESS => " (AF_XDP needs root or CAP_NET_RAW with CAP_BPF)",
         Errno::NOBUFS => " (locked memory is limited: raise LimitMEMLOCK)",
         _ => "",

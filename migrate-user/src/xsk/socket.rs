@@ -42,7 +42,8 @@ pub enum BindMode {
 
 impl BindMode {
     /// From the fastest to the one that always works.
-    pub const LADDER: [Self; 4] = [Self::ZeroCopyMultiBuffer, Self::ZeroCopy, Self::CopyMultiBuffer, Self::Copy];
+    pub const LADDER: [Self; 4] =
+        [Self::ZeroCopyMultiBuffer, Self::ZeroCopy, Self::CopyMultiBuffer, Self::Copy];
 
     /// Whether a frame may span several buffers.
     pub const fn multi_buffer(self) -> bool {
@@ -56,7 +57,8 @@ impl BindMode {
     fn flags(self) -> SocketAddrXdpFlags {
         let mut flags = SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         // Always one of the two: without either some drivers copy silently.
-        flags |= if self.zero_copy() { SocketAddrXdpFlags::XDP_ZEROCOPY } else { SocketAddrXdpFlags::XDP_COPY };
+        flags |=
+            if self.zero_copy() { SocketAddrXdpFlags::XDP_ZEROCOPY } else { SocketAddrXdpFlags::XDP_COPY };
         if self.multi_buffer() {
             flags |= SocketAddrXdpFlags::XDP_USE_SG;
         }
@@ -171,7 +173,8 @@ impl Socket {
         };
         sockopt::set_xdp_umem_reg(&fd, registration).map_err(failed("UMEM registration"))?;
         sockopt::set_xdp_umem_fill_ring_size(&fd, sizes.fill).map_err(failed("fill ring"))?;
-        sockopt::set_xdp_umem_completion_ring_size(&fd, sizes.completion).map_err(failed("completion ring"))?;
+        sockopt::set_xdp_umem_completion_ring_size(&fd, sizes.completion)
+            .map_err(failed("completion ring"))?;
         sockopt::set_xdp_rx_ring_size(&fd, sizes.rx).map_err(failed("RX ring"))?;
         sockopt::set_xdp_tx_ring_size(&fd, sizes.tx).map_err(failed("TX ring"))?;
 
@@ -271,7 +274,12 @@ impl RingSizes {
     }
 }
 
-fn map_ring<T>(fd: &OwnedFd, page_offset: u64, offsets: &XdpRingOffset, size: u32) -> rustix::io::Result<RingParts<T>> {
+fn map_ring<T>(
+    fd: &OwnedFd,
+    page_offset: u64,
+    offsets: &XdpRingOffset,
+    size: u32,
+) -> rustix::io::Result<RingParts<T>> {
     let len = offsets.desc as usize + size as usize * size_of::<T>();
     // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
     let start = unsafe {

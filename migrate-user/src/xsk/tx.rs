@@ -98,7 +98,11 @@ impl TxQueue {
             XdpDesc {
                 addr: base + at as u64,
                 len: (len - at).min(CHUNK_SIZE) as u32,
-                options: if chunk + 1 < chunks { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() },
+                options: if chunk + 1 < chunks {
+                    XdpDescOptions::XDP_PKT_CONTD
+                } else {
+                    XdpDescOptions::empty()
+                },
             }
         });
         if !self.tx.stage(descriptors) {
@@ -137,7 +141,9 @@ impl TxQueue {
     pub fn reclaim(&mut self) {
         while let Some(address) = self.completion.take() {
             let slot_len = self.slot_len() as u64;
-            let Some(index) = address.checked_sub(self.base).map(|offset| offset / slot_len) else { continue };
+            let Some(index) = address.checked_sub(self.base).map(|offset| offset / slot_len) else {
+                continue;
+            };
             let Some(left) = self.outstanding.get_mut(index as usize) else { continue };
             *left = left.saturating_sub(1);
             if *left == 0 {
