@@ -8,6 +8,9 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    if let Some(code) = help_tracker() {
+        return code;
+    }
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("XFERRY_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
         .with_writer(std::io::stderr)
@@ -27,4 +30,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// When the agent has started this process to reach into a VMM: does that, and nothing else.
+fn help_tracker() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() != Some(xferry::memory::HELPER_ARGUMENT) {
+        return None;
+    }
+    let pid = arguments.next().and_then(|pid| pid.parse().ok())?;
+    let flags = arguments.next().and_then(|flags| flags.parse().ok())?;
+    Some(match xferry::memory::help(pid, flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
 }

@@ -4,13 +4,17 @@
 //! * [`lab`] builds and removes the namespaces and everything that runs in them.
 //! * [`guest`] provides the guests, which dirty and verify their own memory all the time.
 //! * [`probe`] measures what the VM's users would notice: pings, a TCP stream, RARP, the switch's FDB.
+//! * [`bench`] is the program `bench`: xferry beside its peers on the same link.
+//! * [`scenario`] is a VM in a lab, ready to be migrated, and what must hold whatever happens to it.
 //! * [`demo`] is the program `demo`: a VM migrated there and back, and a report whether all went well.
 //!
 //! Everything needs root, because it makes namespaces; [`lab::missing`] says what else.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking"))]
 
+pub mod bench;
 pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod probe;
+pub mod scenario;

@@ -4,6 +4,7 @@
 use std::{
     net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,7 @@ pub(super) struct IncomingHost {
     nics: u32,
     /// Name in the list of arriving VMs.
     listed: Option<String>,
+    reserver: Option<JoinHandle<()>>,
 }
 
 impl Drop for IncomingHost {
@@ -61,7 +63,7 @@ impl FeedbackTx for LaneFeedback {
 
 impl IncomingHost {
     pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, inbound: None, announcer: None, nics: 0, listed: None }
+        Self { agent, inbound: None, announcer: None, nics: 0, listed: None, reserver: None }
     }
 
     fn inbound(&self) -> Result<&Arc<Inbound>, MigrationError> {
@@ -82,13 +84,15 @@ impl IncomingHost {
         let nic = self.agent.port.nic()?;
         let layout = RamLayout::new(request.backends.clone());
         let populated: u64 = request.populated.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
-        enough_memory(populated * RESERVE_CHUNK * PAGE_SIZE as u64, layout.bytes())?;
+        let needed = (populated * RESERVE_CHUNK * PAGE_SIZE as u64).min(layout.bytes());
+        enough_memory(needed, layout.bytes())?;
         let mappings = facts
             .files
             .iter()
             .map(|file| Mapping::new(file.open(true)?, file.path.clone(), Access::Write))
             .collect::<Result<Vec<_>, _>>()?;
         let reservations = mappings.iter().map(Reservation::clear).collect::<Result<Vec<_>, _>>()?;
+        enough_room(needed, &mappings)?;
 
         let port = &self.agent.port;
         let ipv6 = request.ip.is_ipv6();
@@ -107,7 +111,7 @@ impl IncomingHost {
             feedback_every: (window / 4).clamp(1, 32),
         });
         if !request.check_only {
-            reserve(&inbound, &request.populated)?;
+            self.reserver = Some(reserve(&inbound, request.populated.clone())?);
         }
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
@@ -222,29 +226,36 @@ fn enough_memory(needed: u64, total: u64) -> Result<(), MigrationError> {
     }
 }
 
-/// Takes the memory of all `chunks`, on as many threads as there are CPUs: first touch is what costs.
-fn reserve(inbound: &Arc<Inbound>, chunks: &[(u64, u64)]) -> Result<(), MigrationError> {
-    let all: Vec<u64> = chunks.iter().flat_map(|&(start, end)| start..end).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let share = all.len().div_ceil(threads).max(1);
-    tokio::task::block_in_place(|| {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = all
-                .chunks(share)
-                .map(|part| {
-                    scope.spawn(move || {
-                        part.iter().try_for_each(|chunk| {
-                            inbound.reserve(chunk * RESERVE_CHUNK, (chunk + 1) * RESERVE_CHUNK)
-                        })
-                    })
-                })
-                .collect();
-            threads.into_iter().try_for_each(|thread| match thread.join() {
-                Ok(result) => result.map_err(MigrationError::from),
-                Err(_) => Err(MigrationError::Host("a thread that reserved memory panicked".into())),
-            })
-        })
-    })
+/// Whether the file systems that hold the RAM files have room for `needed` bytes. They were emptied just now.
+fn enough_room(needed: u64, mappings: &[Mapping]) -> Result<(), MigrationError> {
+    // Backends mostly share one file system; when they do not, the largest must do for the check.
+    let room = mappings
+        .iter()
+        .filter_map(|mapping| rustix::fs::fstatvfs(mapping.file()).ok())
+        .max_by_key(|v| v.f_bavail);
+    let (Some(room), Some(first)) = (room, mappings.first()) else { return Ok(()) };
+    let available = room.f_bavail * room.f_frsize;
+    // A tmpfs without a limit says 0 blocks in all.
+    if room.f_blocks > 0 && available < needed {
+        return Err(MigrationError::Host(format!(
+            "no room for the VM's RAM: {} MiB are in use at the source, and the file system of {} has {} MiB free; enlarge it \
+             (mount -o remount,size=…) or free some",
+            needed >> 20,
+            first.path().display(),
+            available >> 20
+        )));
+    }
+    Ok(())
+}
+
+/// Takes the memory of `chunks` beside the first round: first touch is what costs, and the receive worker has
+/// time to spare.
+fn reserve(inbound: &Arc<Inbound>, chunks: Vec<(u64, u64)>) -> Result<JoinHandle<()>, MigrationError> {
+    let inbound = Arc::clone(inbound);
+    std::thread::Builder::new()
+        .name("reserve".into())
+        .spawn(move || inbound.reserve(chunks.into_iter().flat_map(|(start, end)| start..end)))
+        .map_err(|error| MigrationError::Host(format!("no thread to reserve memory: {error}")))
 }
 
 impl DestinationHost for IncomingHost {
@@ -339,7 +350,12 @@ impl DestinationHost for IncomingHost {
     async fn close_stream(&mut self) {
         // The mappings stay for the digest; no frame is placed any more.
         if let Some(inbound) = &self.inbound {
+            inbound.close();
             self.agent.port.close_session(inbound.session()).await;
+        }
+        if let Some(reserver) = self.reserver.take() {
+            // It looks at the closing after every 2 MiB. A panic in it has been printed.
+            let _ = tokio::task::block_in_place(|| reserver.join());
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
         Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
     memory::{
-        Access, AtomicPageSet, Digest, DirtyTracker, Mapping, MemoryError, PageHashes, PageSet,
+        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes, PageSet,
         RESERVE_CHUNK, RamFile, RamLayout, data_extents,
     },
     migration::{
@@ -234,7 +234,9 @@ impl SourceMemory for GuestMemory {
     async fn begin(&mut self) -> Result<PageSet, MemoryError> {
         tokio::task::block_in_place(|| {
             let files = self.files.take().unwrap_or_default();
-            self.tracker = Some(DirtyTracker::install(self.pid, &self.layout, files)?);
+            // Our own program, also when its file was replaced since we started.
+            let injector = Injector::Helper("/proc/self/exe".into());
+            self.tracker = Some(DirtyTracker::install(self.pid, &injector, &self.layout, files)?);
             // After protecting: a page that comes to be from here on is a page that was written.
             self.existing()
         })

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use migrate_common::{
@@ -16,7 +16,7 @@ use super::{
     frame::CheckedFrame,
     layout::FrameLayout,
 };
-use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RamLayout, Reservation};
+use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
 
 /// Most sender threads one migration may have.
 const MAX_LANES: u16 = 64;
@@ -66,6 +66,8 @@ pub struct Inbound {
     /// Frames of the open epoch that arrived, all workers together; a hint, duplicates across workers count.
     arrived: AtomicU64,
     failure: Mutex<Option<MemoryError>>,
+    /// Set when nothing more is to be placed or reserved.
+    closed: AtomicBool,
     max_sequence: u64,
 }
 
@@ -78,6 +80,7 @@ impl Inbound {
             counters: InboundCounters::default(),
             arrived: AtomicU64::new(0),
             failure: Mutex::new(None),
+            closed: AtomicBool::new(false),
             // Every page in frames of its own, and as many frames of zero runs.
             max_sequence: pages * (spec.frames.frames_per_page as u64 + 1) + 1,
             spec,
@@ -124,20 +127,26 @@ impl Inbound {
         self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 
-    /// Reserves and faults in the memory of `start..end`, pages of the whole guest.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoRoom`] when this host lacks memory.
-    pub fn reserve(&self, start: u64, end: u64) -> Result<(), MemoryError> {
-        let mut page = start;
-        while page < end.min(self.spec.layout.pages()) {
+    /// Reserves and faults in the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until
+    /// [`close`](Self::close). Runs beside the first round, a little ahead of its frames; what they reach first they
+    /// reserve themselves. A failure shows like one of placing a page.
+    pub fn reserve(&self, chunks: impl Iterator<Item = u64>) {
+        for chunk in chunks {
+            let page = chunk * RESERVE_CHUNK;
+            if self.closed.load(Ordering::Relaxed) || page >= self.spec.layout.pages() {
+                return;
+            }
             let at = self.spec.layout.locate(page);
             let backend = usize::from(at.backend);
-            self.spec.reservations[backend].cover(&self.spec.mappings[backend], at.page)?;
-            let chunk_end = (at.page / crate::memory::RESERVE_CHUNK + 1) * crate::memory::RESERVE_CHUNK;
-            page += chunk_end - at.page;
+            if let Err(error) = self.spec.reservations[backend].cover(&self.spec.mappings[backend], at.page) {
+                return self.fail(error);
+            }
         }
-        Ok(())
+    }
+
+    /// Ends [`reserve`](Self::reserve).
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
     }
 
     fn fail(&self, error: MemoryError) {

@@ -5,14 +5,28 @@
 //! `userfaultfd`, the descriptor is taken out with `pidfd_getfd`, the VMM's own copy is closed, and the thread
 //! goes on as if nothing had happened. Only registers are touched, no byte of the VMM's memory; x86-64 only.
 //!
+//! A tracer that dies in that moment would leave the thread with our registers, and the VMM would crash. So the
+//! agent does not do it itself: a helper process of its own session does ([`Injector`]), and the agent may be
+//! killed at any time.
+//!
 //! How a thread that was stopped inside a system call is made to go on is the kernel's
 //! `arch_do_signal_or_restart()` (arch/x86/kernel/signal.c) done by hand: see [`resumption`].
 
 use std::{
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    os::unix::fs::FileExt,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::{fs::FileExt, net::UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 use super::MemoryError;
@@ -24,6 +38,96 @@ const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Who runs the system call inside the VMM.
+#[derive(Clone, Debug)]
+pub enum Injector {
+    /// This process. Must not die meanwhile; for tests.
+    InProcess,
+    /// A process that runs this program with [`HELPER_ARGUMENT`] and the process id, and calls [`help`].
+    Helper(std::path::PathBuf),
+}
+
+/// First argument of the helper program.
+pub const HELPER_ARGUMENT: &str = "__userfaultfd-of";
+
+/// Time for the helper to start, stop the VMM's thread, and answer.
+const HELPER_LIMIT: Duration = Duration::from_secs(10);
+
+impl Injector {
+    /// A `userfaultfd` of process `pid`, made with `flags`.
+    pub(super) fn userfaultfd(&self, pid: u32, flags: u64) -> Result<OwnedFd, MemoryError> {
+        match self {
+            Self::InProcess => take_descriptor(pid, libc::SYS_userfaultfd, [flags, 0, 0]),
+            Self::Helper(program) => ask_helper(program, pid, flags)
+                .map_err(|error| MemoryError::Inject { pid, problem: format!("helper process: {error}") })?
+                .map_err(|problem| MemoryError::Inject { pid, problem }),
+        }
+    }
+}
+
+/// Starts the helper and receives the descriptor, or what it says is wrong.
+fn ask_helper(program: &Path, pid: u32, flags: u64) -> io::Result<Result<OwnedFd, String>> {
+    use std::os::unix::process::CommandExt;
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(HELPER_LIMIT))?;
+    let mut helper = Command::new(program)
+        .args([HELPER_ARGUMENT, &pid.to_string(), &flags.to_string()])
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        // Signals to the agent's group are not meant for it.
+        .process_group(0)
+        .spawn()?;
+    let mut text = [0; 512];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(&ours, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC);
+    // It ends after its answer; it is ended only if it gave none, which means that it hangs before the stop.
+    if received.is_err() {
+        let _ = helper.kill();
+    }
+    helper.wait()?;
+    let length = received?.bytes;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(Ok(fd));
+        }
+    }
+    Ok(Err(if length == 0 {
+        "it ended without an answer".into()
+    } else {
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    }))
+}
+
+/// The helper's whole life: makes the descriptor inside `pid` and sends it through standard input, which is a
+/// socket.
+///
+/// # Errors
+/// When nobody takes the answer.
+pub fn help(pid: u32, flags: u64) -> io::Result<()> {
+    // Whoever stops the agent by a signal to its session or cgroup must not hit this moment; it is short.
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignoring a signal installs no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    let answer = take_descriptor(pid, libc::SYS_userfaultfd, [flags, 0, 0]);
+    let stdin = io::stdin();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let (text, fds) = match &answer {
+        Ok(fd) => ("ok".to_owned(), vec![fd.as_fd()]),
+        Err(MemoryError::Inject { problem, .. }) => (problem.clone(), vec![]),
+        Err(other) => (other.to_string(), vec![]),
+    };
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    sendmsg(&stdin, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
 
 /// A stopped thread; goes on with its old registers when dropped.
 struct StoppedThread {

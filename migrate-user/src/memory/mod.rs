@@ -17,6 +17,7 @@ mod vma;
 
 pub use digest::{Digest, PageHashes};
 pub use extents::{Extent, data_extents};
+pub use inject::{HELPER_ARGUMENT, Injector, help};
 pub use layout::{Backend, BackendPage, RamLayout};
 pub use mapping::{Access, Mapping};
 pub use pagemap::{Pagemap, supports_scan};

@@ -1,6 +1,6 @@
 //! Which pages a running guest has written since we last asked.
 
-use super::{MemoryError, PageSet, Pagemap, RamFile, RamLayout, userfault::UserFault};
+use super::{Injector, MemoryError, PageSet, Pagemap, RamFile, RamLayout, userfault::UserFault};
 
 /// Dirty tracking of one VMM process from outside. Ends without a trace when dropped.
 ///
@@ -20,8 +20,13 @@ impl DirtyTracker {
     ///
     /// # Errors
     /// [`MemoryError`] that names the step; nothing of it stays in the process.
-    pub fn install(pid: u32, layout: &RamLayout, files: Vec<RamFile>) -> Result<Self, MemoryError> {
-        let userfault = UserFault::inside(pid)?;
+    pub fn install(
+        pid: u32,
+        injector: &Injector,
+        layout: &RamLayout,
+        files: Vec<RamFile>,
+    ) -> Result<Self, MemoryError> {
+        let userfault = UserFault::inside(pid, injector)?;
         let vmas = || files.iter().flat_map(|file| &file.vmas);
         for vma in vmas() {
             userfault.register(vma)?;

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::{MemoryError, Vma, inject};
+use super::{Injector, MemoryError, Vma};
 
 const UFFD_USER_MODE_ONLY: u64 = 1;
 const UFFD_API: u64 = 0xaa;
@@ -55,9 +55,9 @@ impl UserFault {
     ///
     /// # Errors
     /// [`MemoryError`] that names the step.
-    pub fn inside(pid: u32) -> Result<Self, MemoryError> {
+    pub fn inside(pid: u32, injector: &Injector) -> Result<Self, MemoryError> {
         let flags = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | UFFD_USER_MODE_ONLY;
-        let fd = inject::take_descriptor(pid, libc::SYS_userfaultfd, [flags, 0, 0])?;
+        let fd = injector.userfaultfd(pid, flags)?;
         let this = Self { fd, pid };
         let mut api = Api {
             api: UFFD_API,

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::args::{Args, Guest};
+use super::args::Guest;
 use super::checks::Checks;
 use super::vm::serial;
 use crate::lab::plan::{ECHO_PORT, SWITCH_BRIDGE, UPLINK, VM_IP, VM_MAC, VM_MAC_BYTES, VM_NAME};
@@ -33,7 +33,7 @@ const RARP_QUIET: Duration = Duration::from_millis(700);
 const RARP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The probes that watch the VM for as long as it lives.
-pub(super) struct Watch<'a> {
+pub struct Watch<'a> {
     lab: &'a Lab,
     network: Option<Network>,
     rarp: RarpCapture,
@@ -93,13 +93,15 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// Migrates away from `source` with `xferry migrate`, whose output is shown, and looks at what came of it.
+    /// Migrates away from `source` with `xferry migrate` and `options`, whose output is shown, and looks at what
+    /// came of it.
     ///
     /// # Errors
     /// If there is no report to judge; a migration that went wrong but has one is no error.
-    pub fn migrate(&self, source: Side, args: &Args) -> Result<Migration> {
+    pub fn migrate(&self, source: Side, options: &[&str]) -> Result<Migration> {
         let before = self.before(source)?;
-        let command = ["migrate", VM_NAME, "--to", source.other().name(), args.verify.option()];
+        let command = ["migrate", VM_NAME, "--to", source.other().name()];
+        let command: Vec<&str> = command.into_iter().chain(options.iter().copied()).collect();
         let status = self.lab.host(source).xferry_shown(&command, MIGRATION_LIMIT)?;
         let report = self.lab.host(source).report(None);
         let report = report.with_context(|| format!("`xferry {}` ended with {status}", command.join(" ")))?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::Signal;
 
 use super::fixture::Fixture;
 use super::monitor::Monitor;
@@ -16,7 +17,7 @@ use super::plan::{Side, VM_NAME};
 use super::process::{Lifetime, Process, in_namespace, spawn, tail};
 use super::report::Report;
 use super::sync::lock;
-use super::vm::{VmConfig, VmPaths};
+use super::vm::{self, VmConfig, VmPaths};
 use super::wait::wait_for;
 use super::{agent, netns};
 
@@ -115,7 +116,7 @@ impl Host {
             bail!("the agent of {} runs already", self.side);
         }
         let config = self.dir().join("agent.toml");
-        let text = agent::config(self.side, &self.dir())?;
+        let text = self.agent_config()?;
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let argv = [&self.xferry, Path::new("agent"), Path::new("--config"), &config];
         let argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();
@@ -129,6 +130,23 @@ impl Host {
         .with_context(|| agent.tail())?;
         *slot = Some(agent);
         Ok(())
+    }
+
+    /// The configuration (TOML) that the agent is started with.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn agent_config(&self) -> Result<String> {
+        agent::config(self.side, &self.dir())
+    }
+
+    /// Sends the agent a signal.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn signal_agent(&self, signal: Signal) -> Result<()> {
+        let slot = lock(&self.agent);
+        slot.as_ref().with_context(|| format!("no agent runs on {}", self.side))?.signal(signal)
     }
 
     /// Kills the agent with SIGKILL, as a crash would; the VMs it started go on.
@@ -148,6 +166,14 @@ impl Host {
     /// # Errors
     /// If a VM that the lab started runs here already, or QEMU does not start; with what it said.
     pub fn start_vm(&self, config: &VmConfig) -> Result<()> {
+        self.start_qemu(&config.command(&self.vm_paths()))
+    }
+
+    /// Starts QEMU here by a command of the caller's, with the VM's monitor sockets in it.
+    ///
+    /// # Errors
+    /// As [`Self::start_vm`].
+    pub fn start_qemu(&self, command: &[String]) -> Result<()> {
         let mut slot = lock(&self.vm);
         if let Some(vm) = slot.as_mut()
             && vm.try_wait()?.is_none()
@@ -157,7 +183,7 @@ impl Host {
         self.discard_ram()?;
         let paths = self.vm_paths();
         let name = format!("QEMU on {}", self.side);
-        let mut vm = self.start(&name, &config.command(&paths), &self.qemu_log())?;
+        let mut vm = self.start(&name, command, &self.qemu_log())?;
         // Its socket takes connections before QEMU has looked at all its arguments; an answer comes after.
         // Not the lab's socket, which a watch may hold; the agent does not need its own yet.
         wait_for(&format!("the monitor of {name}"), QEMU_LIMIT, || {
@@ -189,11 +215,13 @@ impl Host {
     /// If one still runs after `limit`.
     pub fn wait_vm_gone(&self, limit: Duration) -> Result<()> {
         wait_for(&format!("QEMU on {} to be gone", self.side), limit, || {
-            // Ours stays a zombie until it is waited for.
-            if let Some(vm) = lock(&self.vm).as_mut() {
-                vm.try_wait()?;
-            }
-            Ok(self.qemu_pids()?.is_empty().then_some(()))
+            // Ours stays a zombie until it is waited for; and while it frees its RAM it has no command line any
+            // more, but has not ended.
+            let ended = match lock(&self.vm).as_mut() {
+                Some(vm) => vm.try_wait()?.is_some() || !self.qemu_pids()?.is_empty(),
+                None => true,
+            };
+            Ok((ended && self.qemu_pids()?.is_empty()).then_some(()))
         })
     }
 
@@ -231,9 +259,22 @@ impl Host {
     /// # Errors
     /// If it cannot be written.
     pub fn write_vm_definition(&self, config: &VmConfig) -> Result<()> {
-        let path = self.dir().join("vms").join(format!("{VM_NAME}.toml"));
-        let text = config.definition(&self.vm_paths())?;
+        self.write_vm_command(Some(&config.command(&self.vm_paths())))
+    }
+
+    /// Writes the VM's definition with a command of the caller's, or with none.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_vm_command(&self, command: Option<&[String]>) -> Result<()> {
+        let path = self.vm_definition(VM_NAME);
+        let text = vm::definition(&self.vm_paths(), command)?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Where this host's agent looks for the definition of a VM.
+    pub fn vm_definition(&self, name: &str) -> PathBuf {
+        self.dir().join("vms").join(format!("{name}.toml"))
     }
 
     /// Runs `xferry ARGS` on this host and waits for its end, whatever its exit code.

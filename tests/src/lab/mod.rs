@@ -161,6 +161,16 @@ impl Lab {
         &self.config
     }
 
+    /// Puts a switch between the migration NICs whose path takes packets of `path_mtu` at most. Agents and VMs must
+    /// not have been started.
+    ///
+    /// # Errors
+    /// If the cables cannot be changed.
+    pub fn interpose_switch(&self, path_mtu: u32) -> Result<()> {
+        let (mtu, queues) = (self.config.mtu, self.config.queues);
+        self.fixture.while_up(|| topology::interpose_switch(self.layout(), mtu, queues, path_mtu))
+    }
+
     /// A host.
     pub fn host(&self, side: Side) -> &Host {
         match side {

@@ -50,11 +50,15 @@ impl Monitor {
 
     /// Sends a command without arguments; its answer is read apart.
     pub(crate) fn execute(&mut self, command: &str) -> Result<()> {
-        let request = json!({ "execute": command });
+        self.send(&json!({ "execute": command }))
+    }
+
+    /// Sends a request; its answer is read apart.
+    pub(crate) fn send(&mut self, request: &Value) -> Result<()> {
         self.reader
             .get_mut()
             .write_all(format!("{request}\n").as_bytes())
-            .with_context(|| format!("asking {command}"))
+            .with_context(|| format!("asking {request}"))
     }
 
     fn read_until(&mut self, deadline: Instant, wanted: impl Fn(&Value) -> bool) -> Result<Value> {

@@ -40,6 +40,14 @@ impl Side {
         }
     }
 
+    /// The switch's port to this host's [`MIGRATION_NIC`], where the migration network has a switch.
+    pub const fn migration_port(self) -> &'static str {
+        match self {
+            Self::A => "mig-a",
+            Self::B => "mig-b",
+        }
+    }
+
     /// Address of [`MIGRATION_NIC`].
     pub const fn migration_ip(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 0, self.number())
@@ -76,6 +84,8 @@ pub const UPLINK: &str = "uplink0";
 pub const TAP: &str = "vmtap0";
 /// The bridge that plays the physical switch.
 pub const SWITCH_BRIDGE: &str = "sw0";
+/// The bridge that plays the migration network's switch, where it has one.
+pub const MIGRATION_BRIDGE: &str = "sw1";
 /// The switch's port to the client.
 pub const CLIENT_PORT: &str = "port-client";
 /// The client's NIC.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::sync::lock;
 use super::wait::wait_for;
@@ -86,6 +87,21 @@ impl Process {
         // Both fail only if it is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Sends it a signal, as an operator would with `kill`.
+    ///
+    /// # Errors
+    /// If it has ended and was waited for.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        // Its number stays its own until it is waited for.
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("sending a signal to {}", self.name))
+    }
+
+    /// Everything it printed so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// The last lines it printed, for an error.

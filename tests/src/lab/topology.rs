@@ -9,8 +9,8 @@ use super::command::ip;
 use super::layout::Layout;
 use super::netns;
 use super::plan::{
-    BRIDGE, CLIENT_IP, CLIENT_NIC, CLIENT_PORT, MANAGEMENT_NIC, MIGRATION_NIC, PREFIX_LEN, SWITCH_BRIDGE,
-    Side, TAP, UPLINK,
+    BRIDGE, CLIENT_IP, CLIENT_NIC, CLIENT_PORT, MANAGEMENT_NIC, MIGRATION_BRIDGE, MIGRATION_NIC, PREFIX_LEN,
+    SWITCH_BRIDGE, Side, TAP, UPLINK,
 };
 
 /// A bridge that forwards at once and learns, and does nothing by itself.
@@ -39,6 +39,23 @@ pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
     attach(&switch, CLIENT_PORT, SWITCH_BRIDGE)?;
     address(&client, CLIENT_NIC, &CLIENT_IP.to_string())?;
     up(&switch, SWITCH_BRIDGE)
+}
+
+/// Puts a switch between the migration NICs, which so far are one cable's ends. Its port to host-b takes packets of
+/// `path_mtu` at most, whatever the NICs' own MTU is.
+pub(super) fn interpose_switch(layout: &Layout, mtu: u32, queues: u32, path_mtu: u32) -> Result<()> {
+    let switch = layout.switch();
+    ip(&format!("-n {} link delete {MIGRATION_NIC}", layout.namespace(Side::A)))?;
+    ip(&format!("-n {switch} link add {MIGRATION_BRIDGE} {BRIDGE_OPTIONS}"))?;
+    let options = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+    for side in Side::BOTH {
+        let (namespace, port) = (layout.namespace(side), side.migration_port());
+        cable((&namespace, MIGRATION_NIC), (&switch, port), &options)?;
+        attach(&switch, port, MIGRATION_BRIDGE)?;
+        address(&namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+    }
+    ip(&format!("-n {switch} link set {} mtu {path_mtu}", Side::B.migration_port()))?;
+    up(&switch, MIGRATION_BRIDGE)
 }
 
 /// A host's own part: addresses, its bridge with the VM's tap, and the uplink to the switch.

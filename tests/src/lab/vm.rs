@@ -135,17 +135,23 @@ impl VmConfig {
     /// # Errors
     /// If it cannot be encoded.
     pub fn definition(&self, paths: &VmPaths) -> Result<String> {
-        let nics = [Nic { mac: VM_MAC, announce_on: UPLINK }];
-        let definition = Definition { name: VM_NAME, qmp: &paths.qmp, command: self.command(paths), nics };
-        toml::to_string(&definition).context("encoding the VM's definition")
+        definition(paths, Some(&self.command(paths)))
     }
+}
+
+/// The definition (TOML) of the VM with `paths`: started by `command`, or, without one, by somebody else.
+pub(super) fn definition(paths: &VmPaths, command: Option<&[String]>) -> Result<String> {
+    let nics = [Nic { mac: VM_MAC, announce_on: UPLINK }];
+    let definition = Definition { name: VM_NAME, qmp: &paths.qmp, command, nics };
+    toml::to_string(&definition).context("encoding the VM's definition")
 }
 
 #[derive(Serialize)]
 struct Definition<'a> {
     name: &'a str,
     qmp: &'a Path,
-    command: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<&'a [String]>,
     nics: [Nic<'a>; 1],
 }
 
@@ -208,6 +214,12 @@ mod tests {
         let command: Vec<&str> =
             parsed["command"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
         assert_eq!(command, config().command(&paths));
+    }
+
+    #[test]
+    fn definition_without_a_command_has_none() {
+        let parsed: toml::Table = definition(&paths(Side::B), None).unwrap().parse().unwrap();
+        assert!(!parsed.contains_key("command") && parsed.contains_key("nics"));
     }
 
     #[test]

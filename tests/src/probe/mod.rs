@@ -16,3 +16,4 @@ pub use ping::{Mark, PingFigures, PingProbe};
 pub use rarp::{RarpCapture, rarp_frame, send_rarp};
 pub use tcp_stream::TcpStreamProbe;
 pub use vm_watch::{VmEvent, VmWatch};
+pub(crate) use worker::Workers;

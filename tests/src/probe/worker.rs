@@ -7,10 +7,10 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 
 /// Told to a probe's threads when they are to end.
-pub(super) type Stop = Arc<AtomicBool>;
+pub(crate) type Stop = Arc<AtomicBool>;
 
 /// Threads that end when this is dropped; they look at [`Stop`] at least every 100 ms.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
 }

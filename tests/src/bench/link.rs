@@ -1,0 +1,67 @@
+//! What the link carries with TCP: iperf3, one and two streams, and zero-copy.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::lab::{Lab, Side};
+
+/// Length of each measurement, s.
+const SECONDS: &str = "3";
+
+/// Best of the ways of iperf3: its name and MiB/s. `None` when iperf3 is not installed.
+pub(super) fn best_tcp(lab: &Lab) -> Result<Option<(String, f64)>> {
+    if Command::new("iperf3").arg("--version").output().is_err() {
+        println!("iperf3 is not installed: no comparison with TCP");
+        return Ok(None);
+    }
+    let ways: [(&str, &[&str]); 3] = [("iperf3", &[]), ("iperf3 -P 2", &["-P", "2"]), ("iperf3 -Z", &["-Z"])];
+    let mut best: Option<(String, f64)> = None;
+    for (name, options) in ways {
+        let rate = measure(lab, options).with_context(|| name.to_owned())?;
+        if best.as_ref().is_none_or(|(_, other)| rate > *other) {
+            best = Some((name.to_owned(), rate));
+        }
+    }
+    Ok(best)
+}
+
+fn inside(namespace: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, "setpriv", "--pdeathsig", "KILL", "iperf3"]);
+    command
+}
+
+fn measure(lab: &Lab, options: &[&str]) -> Result<f64> {
+    let mut server = serve(lab)?;
+    // It says nothing when it listens; the client tries again until it does, or its server's turn is over.
+    let mut rate = None;
+    for _ in 0..50 {
+        let output = inside(&lab.a.namespace())
+            .args(["-c", &Side::B.migration_ip().to_string(), "-t", SECONDS, "-J"])
+            .args(options)
+            .output()?;
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        rate = answer["end"]["sum_received"]["bits_per_second"].as_f64().filter(|_| output.status.success());
+        if rate.is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        if server.try_wait()?.is_some() {
+            server = serve(lab)?;
+        }
+    }
+    // It ends after one client; if there was none, it must not stay.
+    let _ = server.kill();
+    server.wait()?;
+    Ok(rate.context("iperf3 tells no rate")? / 8.0 / super::MIB)
+}
+
+fn serve(lab: &Lab) -> Result<Child> {
+    let server = inside(&lab.b.namespace()).args(["-s", "-1"]).stdout(Stdio::null()).spawn();
+    server.context("cannot start iperf3")
+}

@@ -1,0 +1,190 @@
+//! xferry beside its peers: the same guest, the same link, in the same run. Ratios count; times of one machine
+//! do not compare with another's.
+
+mod link;
+mod qemu;
+mod table;
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate, SerialLog};
+use crate::lab::{Accel, Lab, LabConfig, Side, VmConfig, plan::VM_NAME};
+use qemu::Peer;
+use table::{Row, Table};
+
+/// How long a guest may take to fill its memory.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Measures xferry against QEMU's own migration and plain TCP over the same link.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// RAM of the guest in MiB
+    #[arg(long, default_value_t = 1024)]
+    memory: u64,
+    /// How much of it holds random data, in MiB
+    #[arg(long, default_value_t = 900)]
+    fill: u64,
+    /// Pages the guest dirties per second
+    #[arg(long, default_value_t = 5000)]
+    rate: u64,
+    /// MTU of the migration link
+    #[arg(long, default_value_t = 9000)]
+    mtu: u32,
+    /// Queues of the migration NIC
+    #[arg(long, default_value_t = 1)]
+    queues: u32,
+    /// Runs of each; medians are shown
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// Write rows and all figures to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// The xferry program [default: XFERRY_BIN, or target/release/xferry]
+    #[arg(long)]
+    xferry: Option<PathBuf>,
+}
+
+/// One migration's figures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    /// From request to end, ms.
+    pub total_ms: f64,
+    /// Blackout as the migrating side says, ms.
+    pub downtime_ms: f64,
+    /// Payload rate of the first pass, MiB/s; only xferry tells it.
+    pub rate_mib: Option<f64>,
+}
+
+/// Runs the benchmark.
+pub fn main(args: &Args) -> ExitCode {
+    if let Some(reason) = crate::lab::missing() {
+        eprintln!("bench: {reason}");
+        return ExitCode::FAILURE;
+    }
+    match run(args) {
+        Ok(table) => {
+            print!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<Table> {
+    let image = GuestImage::prepare(GuestKind::Bare, &crate::lab::cache_dir())?;
+    let params = GuestParams {
+        mib: args.fill,
+        rate: Rate::PerSecond(args.rate),
+        fill: Fill::Random,
+        ip: None,
+        disk_read: false,
+    };
+    let config = VmConfig {
+        accel: Accel::Kvm,
+        memory_mib: args.memory,
+        kernel: image.kernel.clone(),
+        initrd: None,
+        append: image.cmdline(&params),
+        disk: None,
+        extra: vec!["-bios".to_owned(), "qboot.rom".to_owned()],
+    };
+    let lab = Lab::new(LabConfig {
+        mtu: args.mtu,
+        queues: args.queues,
+        xferry: args.xferry.clone().unwrap_or_else(crate::lab::xferry_program),
+        ..LabConfig::for_test()
+    })?;
+    let mut table = Table::new(args);
+    let tcp = link::best_tcp(&lab)?;
+    for _ in 0..args.runs {
+        table.add("xferry", xferry(&lab, &config)?);
+        for peer in Peer::ALL {
+            table.add(peer.name(), with_guest(&lab, &config, || qemu::migrate(&lab, &config, peer))?);
+        }
+    }
+    table.compare(tcp);
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&table.to_json())?;
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(table)
+}
+
+/// Boots the guest on host-a, lets `work` move it, and ends it wherever it is.
+fn with_guest<T>(lab: &Lab, config: &VmConfig, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What an earlier guest said must not be taken for this one's.
+    let _ = fs::remove_file(lab.a.vm_paths().serial);
+    lab.a.start_vm(config)?;
+    let mut serial = SerialLog::new(lab.a.vm_paths().serial);
+    serial.wait_ready(BOOT_LIMIT)?;
+    serial.wait_progress(BOOT_LIMIT)?;
+    let result = work();
+    for side in [Side::A, Side::B] {
+        lab.host(side).kill_vm()?;
+        lab.host(side).discard_ram()?;
+    }
+    result
+}
+
+fn xferry(lab: &Lab, config: &VmConfig) -> Result<Figures> {
+    for side in [Side::A, Side::B] {
+        lab.host(side).write_vm_definition(config)?;
+        lab.host(side).start_agent()?;
+    }
+    let figures = with_guest(lab, config, || {
+        let output = lab.a.xferry(&["migrate", VM_NAME, "--to", "host-b", "--json"], MIGRATION_LIMIT)?;
+        if !output.status.success() {
+            bail!("xferry failed: {}{}", output.stdout, output.stderr);
+        }
+        let report = crate::lab::Report::parse(&output.stdout)?;
+        let first = report.rounds().into_iter().next().context("a report without rounds")?;
+        Ok(Figures {
+            total_ms: report.milliseconds("/total-time").context("a report without total-time")?,
+            downtime_ms: report.milliseconds("/downtime").context("a report without downtime")?,
+            rate_mib: Some(first.bytes as f64 / MIB / (first.duration_ms / 1e3)),
+        })
+    });
+    lab.a.kill_agent();
+    lab.b.kill_agent();
+    figures
+}
+
+impl Row {
+    /// A row whose ratio should be at most `bar`.
+    fn at_most(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
+        let ratio = ours / peer.1;
+        Self {
+            name: name.to_owned(),
+            ours,
+            peer: peer.1,
+            peer_name: peer.0.to_owned(),
+            unit,
+            ratio,
+            bar,
+            holds: ratio <= bar,
+        }
+    }
+
+    /// A row whose ratio should be at least `bar`.
+    fn at_least(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
+        let ratio = ours / peer.1;
+        Self {
+            name: name.to_owned(),
+            ours,
+            peer: peer.1,
+            peer_name: peer.0.to_owned(),
+            unit,
+            ratio,
+            bar,
+            holds: ratio >= bar,
+        }
+    }
+}

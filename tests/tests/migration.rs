@@ -1,0 +1,210 @@
+//! A running VM changes hosts: whatever the guest, the MTU and the load, nobody notices but the switch.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use xferry_lab::demo::{Guest, Migration, Watch};
+use xferry_lab::guest::GuestKind;
+use xferry_lab::lab::{Disk, LabConfig, Report, Side, VmConfig};
+use xferry_lab::scenario::{Scenario, Workload, bare, linux, skipped};
+
+/// Migrates there and back under the eyes of all probes. Returns the reports.
+fn there_and_back(guest: Guest, lab: LabConfig, vm: VmConfig, options: &[&str]) -> [Report; 2] {
+    let scenario = Scenario::started(lab, vm).unwrap();
+    let watch = Watch::start(&scenario.lab, guest).unwrap();
+    Side::BOTH.map(|source| arrives(&watch.migrate(source, options).unwrap()))
+}
+
+/// Everything that must hold does.
+fn arrives(migration: &Migration) -> Report {
+    let verdicts = migration.checks.verdicts(&migration.report, migration.source);
+    let broken: Vec<_> = verdicts.iter().filter(|verdict| !verdict.holds).collect();
+    assert!(broken.is_empty(), "{broken:#?}\n{:#}", migration.report.0);
+    migration.report.clone()
+}
+
+#[test]
+fn bare_guest_there_and_back() {
+    if skipped("bare_guest_there_and_back", GuestKind::Bare) {
+        return;
+    }
+    let vm = bare(Workload::USUAL).unwrap();
+    for report in there_and_back(Guest::Bare, LabConfig::for_test(), vm, &["--verify=full"]) {
+        assert_eq!(report.text("/scan-mode"), Some("live"));
+        assert!(report.milliseconds("/downtime-phases/verify").is_some_and(|ms| ms > 0.0));
+    }
+}
+
+/// Issue 2, point 10.
+#[test]
+fn report_has_every_field() {
+    if skipped("report_has_every_field", GuestKind::Bare) {
+        return;
+    }
+    let scenario = Scenario::started(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
+    let report = scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
+    for pointer in ["/id", "/scan-mode", "/transport/mode", "/transport/xdp-mode"] {
+        assert!(report.text(pointer).is_some_and(|text| !text.is_empty()), "{pointer}: {:#}", report.0);
+    }
+    let fixed = [
+        ("/vm", "demo"),
+        ("/source", "host-a"),
+        ("/destination", "host-b"),
+        ("/status", "completed"),
+        ("/transport/xdp-mode", "driver"),
+    ];
+    for (pointer, text) in fixed {
+        assert_eq!(report.text(pointer), Some(text));
+    }
+    for pointer in ["/error-desc", "/transport/zero-copy", "/verified"] {
+        assert!(report.get(pointer).is_some(), "{pointer}");
+    }
+    for pointer in ["/total-time", "/setup-time", "/downtime"] {
+        assert!(report.milliseconds(pointer).is_some_and(|ms| ms > 0.0), "{pointer}: {:#}", report.0);
+    }
+    for phase in ["stop", "last-pages", "state", "load", "resume"] {
+        assert!(report.milliseconds(&format!("/downtime-phases/{phase}")).is_some(), "{phase}");
+    }
+    let parts: f64 = report.downtime_phases().iter().map(|(_, ms)| ms).sum();
+    let downtime = report.milliseconds("/downtime").unwrap();
+    assert!((parts - downtime).abs() <= 0.1 * downtime + 2.0, "{parts} of {downtime} ms");
+    let ram = |name: &str| report.count(&format!("/ram/{name}")).unwrap();
+    let working_set = Workload::USUAL.mib << 20;
+    assert_eq!((ram("total"), ram("page-size")), (scenario.vm.memory_mib << 20, 4096));
+    assert_eq!(ram("normal-bytes"), ram("normal") * 4096);
+    assert!(ram("normal-bytes") >= working_set && ram("transferred") > ram("normal-bytes"), "{:#}", report.0);
+    assert!(report.count("/ram/duplicate").is_some());
+    assert_eq!(report.count("/transport/mtu"), Some(9000));
+    assert!(report.count("/announce/rarp-sent").is_some_and(|frames| frames >= 5));
+
+    let rounds = report.rounds();
+    assert_eq!(ram("dirty-sync-count"), rounds.len() as u64);
+    assert!(rounds.len() >= 2 && rounds.iter().map(|round| round.round).eq(0..rounds.len() as u64));
+    let fields = ["round", "pages", "bytes", "duration-ms", "dirtied-pages", "lost-frames"];
+    let listed = report.get("/rounds").unwrap().as_array().unwrap();
+    assert!(listed.iter().all(|round| fields.iter().all(|field| round.get(field).is_some())));
+    assert!(rounds[0].bytes >= working_set && rounds[0].dirtied_pages > 0, "{rounds:?}");
+}
+
+#[test]
+fn linux_guest_keeps_its_connections() {
+    if skipped("linux_guest_keeps_its_connections", GuestKind::Linux) {
+        return;
+    }
+    let vm = linux(Workload { mib: 32, rate: 2000 }, Disk::Cached).unwrap();
+    there_and_back(Guest::Linux, LabConfig::for_test(), vm, &["--verify"]);
+}
+
+#[test]
+fn every_mtu() {
+    if skipped("every_mtu", GuestKind::Bare) {
+        return;
+    }
+    for mtu in [1500, 65535] {
+        let lab = LabConfig { mtu, ..LabConfig::for_test() };
+        let scenario = Scenario::started(lab, bare(Workload::USUAL).unwrap()).unwrap();
+        for source in Side::BOTH {
+            let report = scenario.expect_migrates(source, &["--verify=full"]).unwrap();
+            assert_eq!(report.count("/transport/mtu"), Some(mtu.into()));
+        }
+    }
+}
+
+#[test]
+fn two_queues() {
+    if skipped("two_queues", GuestKind::Bare) {
+        return;
+    }
+    let lab = LabConfig { queues: 2, ..LabConfig::for_test() };
+    let scenario = Scenario::started(lab, bare(Workload::USUAL).unwrap()).unwrap();
+    for source in Side::BOTH {
+        let report = scenario.expect_migrates(source, &["--verify=full"]).unwrap();
+        assert_eq!(report.count("/transport/lanes"), Some(2));
+        assert!(report.text("/transport/receiver").is_some_and(|text| text.contains("2 queue(s)")));
+    }
+}
+
+/// The DMA of such a disk evades a live scan.
+#[test]
+fn direct_disk_read_hard() {
+    if skipped("direct_disk_read_hard", GuestKind::Linux) {
+        return;
+    }
+    let vm = linux(Workload { mib: 32, rate: 500 }, Disk::Direct).unwrap();
+    let scenario = Scenario::started(LabConfig::for_test(), vm).unwrap();
+    let mut read = 0;
+    for source in Side::BOTH {
+        let report =
+            scenario.expect_migrates(source, &["--verify=full", "--downtime-limit", "2000"]).unwrap();
+        let mode = report.text("/scan-mode").unwrap();
+        assert!(mode.starts_with("quiesced") && mode.contains("O_DIRECT"), "{mode}");
+        let blocks = scenario.serial(source.other()).latest().unwrap().disk;
+        assert!(blocks > read, "{blocks} blocks read, {read} before");
+        read = blocks;
+    }
+}
+
+#[test]
+fn guest_that_writes_fast() {
+    if skipped("guest_that_writes_fast", GuestKind::Bare) {
+        return;
+    }
+    let vm = bare(Workload { mib: 128, rate: 100_000 }).unwrap();
+    let scenario = Scenario::started(LabConfig::for_test(), vm).unwrap();
+    for source in Side::BOTH {
+        let report =
+            scenario.expect_migrates(source, &["--verify=full", "--downtime-limit", "1000"]).unwrap();
+        assert!(report.rounds()[0].dirtied_pages > 1000, "{:#}", report.0);
+    }
+}
+
+#[test]
+fn bandwidth_is_kept_to() {
+    const LIMIT_MIB: u64 = 50;
+    if skipped("bandwidth_is_kept_to", GuestKind::Bare) {
+        return;
+    }
+    let scenario = Scenario::started(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
+    let options = ["--verify", "--bandwidth", &LIMIT_MIB.to_string(), "--downtime-limit", "2000"];
+    let report = scenario.expect_migrates(Side::A, &options).unwrap();
+    let round = &report.rounds()[0];
+    let rate = round.bytes as f64 / (1 << 20) as f64 / (round.duration_ms / 1000.0);
+    assert!(rate <= LIMIT_MIB as f64 * 1.2, "{rate:.1} MiB/s in {round:?}");
+}
+
+#[test]
+fn waiting_qemu_is_attached_to() {
+    if skipped("waiting_qemu_is_attached_to", GuestKind::Bare) {
+        return;
+    }
+    let scenario = Scenario::new(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
+    scenario.lab.b.write_vm_command(None).unwrap();
+    let waiting = ["-incoming", "defer", "-S"].map(str::to_owned);
+    scenario.lab.b.start_qemu(&[scenario.command(Side::B), waiting.to_vec()].concat()).unwrap();
+    let pids = scenario.lab.b.qemu_pids().unwrap();
+    scenario.start_agents().unwrap();
+    scenario.boot().unwrap();
+    scenario.expect_migrates(Side::A, &["--verify=full"]).unwrap();
+    assert_eq!(scenario.lab.b.qemu_pids().unwrap(), pids);
+}
+
+/// QEMU makes an unlinked file in it.
+#[test]
+fn memory_in_a_directory() {
+    if skipped("memory_in_a_directory", GuestKind::Bare) {
+        return;
+    }
+    let scenario = Scenario::new(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
+    let command = |side: Side| -> Vec<String> {
+        let file = format!("mem-path={}", scenario.lab.host(side).vm_paths().ram.display());
+        let directory = file.strip_suffix("/ram").unwrap();
+        scenario.command(side).iter().map(|argument| argument.replace(&file, directory)).collect()
+    };
+    for side in Side::BOTH {
+        scenario.lab.host(side).write_vm_command(Some(&command(side))).unwrap();
+    }
+    scenario.start_agents().unwrap();
+    scenario.boot_by(&command(Side::A)).unwrap();
+    for source in Side::BOTH {
+        scenario.expect_migrates(source, &["--verify=full"]).unwrap();
+        assert!(!scenario.lab.host(source.other()).vm_paths().ram.exists());
+    }
+}
