@@ -1,14 +1,23 @@
 //! Tasks that run what was built.
 
-use std::process::{Command, ExitCode};
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{cargo, setup};
 
 /// The demo, with its own options.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     run_built("demo", arguments.iter().map(String::as_str).collect())
+}
+
+/// The benchmark, with its own options.
+pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    setup::for_bench()?;
+    run_built("bench", arguments.iter().map(String::as_str).collect())
 }
 
 /// The XDP program alone.
@@ -18,11 +27,11 @@ pub fn load(arguments: &[String]) -> Result<ExitCode> {
     run_built("xferry", all)
 }
 
+/// Becomes the program: it gets the terminal's signals itself and can clean up before the prompt is back.
 fn run_built(program: &str, arguments: Vec<&str>) -> Result<ExitCode> {
     setup::run()?;
     cargo::build_release()?;
-    let status = cargo::status(
-        Command::new(cargo::built(program)).args(arguments).env("XFERRY_BIN", cargo::built("xferry")),
-    )?;
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    let program = cargo::built(program);
+    let error = Command::new(&program).args(arguments).env("XFERRY_BIN", cargo::built("xferry")).exec();
+    bail!("cannot start {}: {error}", program.display())
 }

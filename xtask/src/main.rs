@@ -17,6 +17,7 @@ cargo xtask TASK
   demo [OPTIONS]   build, then migrate a real VM between two hosts made of network namespaces, there and back
                    (--help lists the options; --guest bare, --mtu, --repeat, --json FILE, --keep …)
   test [FILTER]    everything that is checked: format, lints, unit tests, and the lab with real VMs
+  bench [OPTIONS]  build, then measure xferry beside QEMU's own migration and TCP on the same link
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";
@@ -45,6 +46,7 @@ fn run() -> Result<ExitCode> {
             cargo::build_release()?;
         }
         "demo" => return demo::run(&rest),
+        "bench" => return demo::bench(&rest),
         "clean" => return demo::run(&["--clean".to_owned()]),
         "load" => return demo::load(&rest),
         "test" => return test::run(&rest),

@@ -13,22 +13,39 @@ const BACKPORTS: &str = "/etc/apt/sources.list.d/xferry-backports.sources";
 
 /// Brings the machine to where everything builds and runs.
 pub fn run() -> Result<()> {
-    let debian =
-        Path::new("/etc/debian_version").exists() && cargo::output("apt-get", &["--version"]).is_some();
     let mut missing = Missing::default();
-    tools(&mut missing);
+    tools(
+        &mut missing,
+        &[("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("cc", "gcc")],
+    );
     qemu(&mut missing);
     compiler(&mut missing);
-    if !missing.packages.is_empty() || !missing.by_hand.is_empty() {
-        if !debian {
-            bail!(
-                "this machine lacks, and only Debian's can be installed from here:\n  - {}",
-                missing.by_hand.join("\n  - ")
-            );
-        }
-        install(&missing)?;
+    provide(&missing)?;
+    linker()
+}
+
+/// What the benchmark compares with, beside QEMU.
+pub fn for_bench() -> Result<()> {
+    let mut missing = Missing::default();
+    tools(&mut missing, &[("iperf3", "iperf3")]);
+    provide(&missing)
+}
+
+fn debian() -> bool {
+    Path::new("/etc/debian_version").exists() && cargo::output("apt-get", &["--version"]).is_some()
+}
+
+fn provide(missing: &Missing) -> Result<()> {
+    if missing.packages.is_empty() {
+        return Ok(());
     }
-    linker(debian)
+    if !debian() {
+        bail!(
+            "this machine lacks, and only Debian's can be installed from here:\n  - {}",
+            missing.by_hand.join("\n  - ")
+        );
+    }
+    install(missing)
 }
 
 #[derive(Default)]
@@ -48,16 +65,10 @@ impl Missing {
     }
 }
 
-fn tools(missing: &mut Missing) {
-    for (program, package) in
-        [("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("cc", "gcc")]
-    {
-        if cargo::output(
-            "sh",
-            &["-c", &format!("command -v {program} || ls /sbin/{program} /usr/sbin/{program}")],
-        )
-        .is_none()
-        {
+fn tools(missing: &mut Missing, wanted: &[(&str, &'static str)]) {
+    for &(program, package) in wanted {
+        let look = format!("command -v {program} || ls /sbin/{program} /usr/sbin/{program}");
+        if cargo::output("sh", &["-c", &look]).is_none() {
             missing.add(&[package], &format!("{program} (package {package})"));
         }
     }
@@ -177,14 +188,14 @@ fn source_of(text: &str, release: &str) -> Option<(String, String)> {
 }
 
 /// bpf-linker, built against the LLVM of the compiler that will call it.
-fn linker(debian: bool) -> Result<()> {
+fn linker() -> Result<()> {
     if cargo::output("bpf-linker", &["--version"]).is_some() {
         return Ok(());
     }
     let llvm = llvm_major()?;
     let prefix = format!("/usr/lib/llvm-{llvm}");
     let own = Path::new(&prefix).join("lib/libLLVM.so").exists();
-    if !own && debian {
+    if !own && debian() {
         apt(&["update"])?;
         apt(&["install", "-y", "--no-install-recommends", &format!("llvm-{llvm}-dev")])?;
     } else if !own {

@@ -1,7 +1,9 @@
 //! A VM leaves this host: QEMU, its memory and the page stream behind the source's state machine.
 
 use std::{
+    fs::File,
     net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,8 +22,8 @@ use crate::{
         Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
     memory::{
-        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes, PageSet,
-        RESERVE_CHUNK, RamFile, RamLayout, data_extents,
+        self, Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes,
+        PageSet, RESERVE_CHUNK, RamFile, RamLayout, data_extents,
     },
     migration::{
         Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan,
@@ -163,6 +165,8 @@ struct GuestMemory {
     mappings: Arc<Vec<Mapping>>,
     sent: Arc<AtomicPageSet>,
     files: Option<Vec<RamFile>>,
+    /// The same files, open for writing: to empty them when the VM has left.
+    emptied_later: Vec<(PathBuf, File)>,
     tracker: Option<DirtyTracker>,
 }
 
@@ -182,6 +186,11 @@ impl GuestMemory {
                 )));
             }
         }
+        let emptied_later = facts
+            .files
+            .iter()
+            .map(|file| Ok((file.path.clone(), file.open(true)?)))
+            .collect::<Result<_, MemoryError>>()?;
         // Looked up again rather than taken from the facts: the tracker owns its list.
         let files = facts
             .files
@@ -199,6 +208,7 @@ impl GuestMemory {
             layout: Arc::new(layout),
             mappings: Arc::new(mappings),
             files: Some(files),
+            emptied_later,
             tracker: None,
         })
     }
@@ -257,6 +267,10 @@ impl SourceMemory for GuestMemory {
             hashes.refresh(&self.layout, &self.mappings);
             Ok(hashes.digest())
         })
+    }
+
+    fn discard(&mut self) -> Result<(), MemoryError> {
+        self.emptied_later.iter().try_for_each(|(path, file)| memory::empty(file, path))
     }
 
     fn release(&mut self) {

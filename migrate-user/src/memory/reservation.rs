@@ -1,6 +1,10 @@
 //! Memory at the destination, taken before it is needed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fs::File,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use migrate_common::PAGE_SIZE;
 use rustix::{fs::FallocateFlags, io::Errno};
@@ -18,6 +22,17 @@ pub struct Reservation {
     chunks: Vec<AtomicU64>,
 }
 
+/// Makes all of `file` a hole: it keeps its size and gives its memory back.
+///
+/// # Errors
+/// What `fallocate` says. `path` is for the message.
+pub fn empty(file: &File, path: &Path) -> Result<(), MemoryError> {
+    let failed = |source| MemoryError::File { operation: "empty", path: path.to_owned(), source };
+    let len = file.metadata().map_err(failed)?.len();
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len)
+        .map_err(|errno| failed(errno.into()))
+}
+
 impl Reservation {
     /// Empties the file behind `mapping` and reserves nothing. What an earlier user left in it must not
     /// shine through where the guest's memory has holes.
@@ -25,13 +40,7 @@ impl Reservation {
     /// # Errors
     /// What `fallocate` says.
     pub fn clear(mapping: &Mapping) -> Result<Self, MemoryError> {
-        let len = mapping.pages() * PAGE_SIZE as u64;
-        rustix::fs::fallocate(mapping.file(), FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len)
-            .map_err(|errno| MemoryError::File {
-                operation: "empty",
-                path: mapping.path().to_owned(),
-                source: errno.into(),
-            })?;
+        empty(mapping.file(), mapping.path())?;
         let chunks = mapping.pages().div_ceil(RESERVE_CHUNK);
         Ok(Self { chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() })
     }

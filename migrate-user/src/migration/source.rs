@@ -31,6 +31,8 @@ pub trait SourceMemory: Send {
     fn take_written(&mut self) -> impl Future<Output = Result<PageSet, MemoryError>> + Send;
     /// Digest of all RAM.
     fn digest(&mut self) -> impl Future<Output = Result<Digest, MemoryError>> + Send;
+    /// Gives the memory back to this host: the VM lives elsewhere, and its VMM here has ended.
+    fn discard(&mut self) -> Result<(), MemoryError>;
     /// Ends tracking. Dirty bits that were taken are lost, which is why a new migration begins with all pages.
     fn release(&mut self);
 }
@@ -503,12 +505,14 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                 }
             }
         }
-        if let Err(error) = self.vm.quit().await {
-            self.record.update(|report| {
-                report
-                    .notes
-                    .push(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand"))
-            });
+        let freed = match self.vm.quit().await {
+            Ok(()) => self.memory.discard().map_err(|error| format!("the old RAM is not freed: {error}")),
+            Err(error) => {
+                Err(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand"))
+            }
+        };
+        if let Err(note) = freed {
+            self.record.update(|report| report.notes.push(note));
         }
     }
 

@@ -256,6 +256,14 @@ impl SourceMemory for Memory {
     async fn digest(&mut self) -> Result<Digest, MemoryError> {
         Ok(digest(&self.0.lock().unwrap().source_memory))
     }
+    fn discard(&mut self) -> Result<(), MemoryError> {
+        let world = self.0.lock().unwrap();
+        assert!(
+            world.source_gone && world.destination_runs,
+            "memory is freed only when nobody here needs it"
+        );
+        Ok(())
+    }
     fn release(&mut self) {
         self.0.lock().unwrap().tracked = false;
     }
