@@ -58,8 +58,9 @@ impl FrameLayout {
         let (frames_per_page, fragment) = if pages_per_frame > 0 {
             (1, PAGE_SIZE)
         } else {
-            let frames = PAGE_SIZE.div_ceil(room - DESCRIPTOR_LEN);
             // Multiples of 8 keep both sides' copies aligned.
+            let most = (room - DESCRIPTOR_LEN) & !7;
+            let frames = PAGE_SIZE.div_ceil(most);
             (frames, PAGE_SIZE.div_ceil(frames).next_multiple_of(8))
         };
         let carried = pages_per_frame.max(1);
