@@ -13,6 +13,9 @@ use xferry_lab::scenario::{Junk, Scenario, Stranger, Workload, bare, skipped, st
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// Slow enough that a test can do something in the middle of the first round.
 const SLOW: [&str; 2] = ["--bandwidth", "10"];
+/// Steps of [`agents_killed_at_any_moment`].
+const MOMENTS: u32 = 8;
+const BETWEEN_MOMENTS: Duration = Duration::from_millis(25);
 /// As slow as can be waited for.
 const UNHURRIED: [&str; 3] = ["--bandwidth", "40", "--verify"];
 
@@ -106,6 +109,30 @@ fn killed_destination_agent() {
     fails(&mut command, &["the other agent"]);
     scenario.expect_running(Side::A).unwrap();
     scenario.lab.b.start_agent().unwrap();
+    stays_and_can_leave(&scenario);
+}
+
+/// An agent that dies while it makes ready, which takes a tenth of a second and has many steps.
+#[test]
+fn agents_killed_at_any_moment() {
+    if skipped("agents_killed_at_any_moment", GuestKind::Bare) {
+        return;
+    }
+    let scenario = scenario();
+    for moment in 0..MOMENTS {
+        for side in Side::BOTH {
+            let migrate = ["migrate", "demo", "--to", "host-b", "--bandwidth", "10"];
+            let mut command = scenario.lab.a.xferry_started(&migrate).unwrap();
+            // The moment of the fault, not a wait for anything.
+            thread::sleep(BETWEEN_MOMENTS * moment);
+            scenario.lab.host(side).kill_agent();
+            fails(&mut command, &[]);
+            scenario.expect_running(Side::A).unwrap();
+            scenario.lab.host(side).start_agent().unwrap();
+            let check = scenario.lab.a.xferry(&["check", "demo", "--to", "host-b"], END_LIMIT).unwrap();
+            assert!(check.status.success(), "agent of {side}, moment {moment}: {check:?}");
+        }
+    }
     stays_and_can_leave(&scenario);
 }
 

@@ -10,14 +10,14 @@ use std::{
 
 use migrate_common::PAGE_SIZE;
 
-use super::Agent;
+use super::{Agent, settle};
 use crate::{
     control::{Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
     memory::{
         Access, Digest, Mapping, PageHashes, PageSet, RESERVE_CHUNK, RamLayout, Reservation, data_extents,
     },
-    migration::{DestinationHost, MigrationError},
+    migration::{DestinationHost, MigrationError, Verdict},
     network::{Announcer, Mac, find_uplink},
     vmm::{DestinationVm, QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
@@ -40,6 +40,7 @@ pub(super) struct IncomingHost {
     /// Name in the list of arriving VMs.
     listed: Option<String>,
     reserver: Option<JoinHandle<()>>,
+    session: Option<u64>,
 }
 
 impl Drop for IncomingHost {
@@ -63,7 +64,18 @@ impl FeedbackTx for LaneFeedback {
 
 impl IncomingHost {
     pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, inbound: None, announcer: None, nics: 0, listed: None, reserver: None }
+        Self { agent, inbound: None, announcer: None, nics: 0, listed: None, reserver: None, session: None }
+    }
+
+    fn session(&self) -> Result<u64, MigrationError> {
+        self.session.ok_or_else(|| MigrationError::Host("no migration was prepared".into()))
+    }
+
+    fn unwritten(&self, error: &std::io::Error) -> MigrationError {
+        MigrationError::Host(format!(
+            "the journal {} takes no record: {error}; without it a handover is not safe: free space there",
+            self.agent.journal.path().display()
+        ))
     }
 
     fn inbound(&self) -> Result<&Arc<Inbound>, MigrationError> {
@@ -272,11 +284,21 @@ impl DestinationHost for IncomingHost {
             arriving.push(request.vm.clone());
         }
         self.listed = Some(request.vm.clone());
-        let mut vm = QemuDestination::launch(&definition, &self.agent.config.state_dir).await?;
+        self.agent.journal.wait(request.session, &request.vm).map_err(|error| self.unwritten(&error))?;
+        self.session = Some(request.session);
+        let mut vm = match QemuDestination::launch(&definition, &self.agent.config.state_dir).await {
+            Ok(vm) => vm,
+            Err(error) => {
+                self.refuse();
+                return Err(error.into());
+            }
+        };
         match self.receive_into(&vm, &definition, request).await {
             Ok(prepared) => Ok((prepared, vm)),
             Err(error) => {
-                vm.destroy().await;
+                if vm.destroy().await {
+                    self.refuse();
+                }
                 Err(error)
             }
         }
@@ -372,8 +394,41 @@ impl DestinationHost for IncomingHost {
         }
     }
 
+    fn accept(&mut self) -> Result<(), MigrationError> {
+        let session = self.session()?;
+        let verdict = self.agent.journal.decide(session, Verdict::Accepted);
+        match verdict.map_err(|error| self.unwritten(&error))? {
+            Verdict::Accepted => Ok(()),
+            Verdict::Refused => {
+                Err(MigrationError::Host("the source was told that the VM is not taken here".into()))
+            }
+        }
+    }
+
+    fn refuse(&mut self) {
+        let Ok(session) = self.session() else { return };
+        match self.agent.journal.revoke(session) {
+            Ok(()) => settle::conclude(&self.agent, session),
+            // It stays open in the journal and is settled after a restart.
+            Err(error) => tracing::error!("{}", self.unwritten(&error)),
+        }
+    }
+
+    fn verdict(&mut self, session: u64) -> Result<Verdict, MigrationError> {
+        let verdict = self.agent.journal.decide(session, Verdict::Refused);
+        let verdict = verdict.map_err(|error| self.unwritten(&error))?;
+        // Taken, but not running yet: should it fail to start, the source must have it back.
+        if verdict == Verdict::Accepted && self.agent.journal.is_open(session) {
+            return Err(MigrationError::Host("the VM is just being taken: ask again".into()));
+        }
+        Ok(verdict)
+    }
+
     fn keep(&mut self, vm: QemuDestination) {
         vm.hand_over();
+        if let Ok(session) = self.session() {
+            settle::conclude(&self.agent, session);
+        }
     }
 }
 

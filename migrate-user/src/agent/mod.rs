@@ -6,6 +6,7 @@ mod history;
 mod incoming;
 mod outgoing;
 mod port;
+mod settle;
 mod worker;
 
 pub use api::{CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, Started, StatusAnswer};
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::{
     control::{self, ControlError, split},
-    migration::{Cancel, DestinationMigration},
+    migration::{Cancel, DestinationMigration, Journal},
     report::{Recorder, Report, Status},
 };
 use history::History;
@@ -33,6 +34,7 @@ pub struct Agent {
     config: AgentConfig,
     port: Arc<Port>,
     history: History,
+    journal: Journal,
     active: Mutex<HashMap<String, Active>>,
     arriving: Mutex<Vec<String>>,
 }
@@ -87,12 +89,26 @@ impl Agent {
         let history = History::open(&config.state_dir).map_err(|error| {
             AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
         })?;
+        let journal_path = config.state_dir.join("handover.journal");
+        let journal = Journal::open(&journal_path).map_err(|error| {
+            AgentError::Host(format!(
+                "cannot use the journal {}: {error}; if it is damaged, see on both hosts which VMs run (`query-status`), then \
+                 move the file away",
+                journal_path.display()
+            ))
+        })?;
         let listener =
             control::listen(config.control.listen).map_err(crate::migration::MigrationError::from)?;
         let port = Arc::new(Port::open(&config.migration)?);
         let api = api::bind(&config.socket)?;
-        let agent =
-            Arc::new(Self { port, history, active: Mutex::default(), arriving: Mutex::default(), config });
+        let agent = Arc::new(Self {
+            port,
+            history,
+            journal,
+            active: Mutex::default(),
+            arriving: Mutex::default(),
+            config,
+        });
         port::log_xdp(&agent.port);
         tracing::info!(
             name = agent.config.name,
@@ -100,6 +116,7 @@ impl Agent {
             nic = agent.config.migration.interface,
             "agent ready; control channel and pages are NOT encrypted (insecure = true)"
         );
+        settle::recover(&agent);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
@@ -230,7 +247,8 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
                         agent.config.limits,
                     );
                     match migration.run().await {
-                        Ok(()) => tracing::info!(%peer, "a VM has arrived"),
+                        Ok(true) => tracing::info!(%peer, "a VM has arrived"),
+                        Ok(false) => tracing::info!(%peer, "an earlier migration is settled"),
                         Err(error) => tracing::info!(%peer, %error, "no VM has arrived"),
                     }
                 });
@@ -262,7 +280,7 @@ fn refuse(record: &Recorder, error: &dyn std::fmt::Display) {
     let total = record.elapsed_ms();
     record.update(|report| {
         report.status = Status::Failed;
-        report.phase = crate::migration::Phase::Ended;
+        report.phase = crate::report::Phase::Ended;
         report.error_desc = Some(error.to_string());
         report.total_time = total;
     });

@@ -14,7 +14,7 @@ use std::{
 use super::{
     Agent, MigrateRequest,
     port::{LeasedSink, Port},
-    refuse,
+    refuse, settle,
 };
 use crate::{
     control::{self, Prepare, Prepared, split},
@@ -27,6 +27,7 @@ use crate::{
     },
     migration::{
         Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan,
+        Verdict,
     },
     network::{AttachMode, Nic},
     report::Recorder,
@@ -37,6 +38,9 @@ use crate::{
 const FIRST_SOURCE_PORT: u16 = 49_152;
 /// Longest predicted blackout when the operator says nothing (QEMU's `downtime-limit`).
 const DEFAULT_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
+
+/// How long a source asks a destination that did not confirm, before it leaves the VM paused.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// All that is needed to migrate or to check.
 struct Departure {
@@ -49,7 +53,7 @@ struct Departure {
 
 /// Runs one migration to its end; the report says how it ended.
 pub(super) async fn migrate(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     definition: &VmDefinition,
     peer: SocketAddr,
     request: MigrateRequest,
@@ -67,7 +71,7 @@ pub(super) async fn migrate(
 
 /// Does everything up to the first page and takes it back. What was found worth saying is in the report's notes.
 pub(super) async fn check(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     definition: &VmDefinition,
     peer: SocketAddr,
     request: &MigrateRequest,
@@ -80,7 +84,7 @@ pub(super) async fn check(
 }
 
 async fn depart(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     definition: &VmDefinition,
     peer: SocketAddr,
     request: &MigrateRequest,
@@ -123,7 +127,7 @@ async fn depart(
     });
     let memory = GuestMemory::open(facts.pid, layout, &facts)?;
     let session = rand::random();
-    let host = OutgoingHost::open(agent, &nic, session, request, &memory, record)?;
+    let host = OutgoingHost::open(agent, peer, &nic, session, request, &memory, record)?;
     let prepare = Prepare {
         session,
         vm: definition.name.clone(),
@@ -278,8 +282,11 @@ impl SourceMemory for GuestMemory {
     }
 }
 
-/// This host's part: NIC, send queues, feedback sockets.
+/// This host's part: journal, NIC, send queues, feedback sockets.
 struct OutgoingHost {
+    agent: Arc<Agent>,
+    vm: String,
+    peer: SocketAddr,
     port: Arc<Port>,
     nic: Nic,
     session: u64,
@@ -294,7 +301,8 @@ struct OutgoingHost {
 
 impl OutgoingHost {
     fn open(
-        agent: &Agent,
+        agent: &Arc<Agent>,
+        peer: SocketAddr,
         nic: &Nic,
         session: u64,
         request: &MigrateRequest,
@@ -314,6 +322,9 @@ impl OutgoingHost {
                 MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name))
             })?;
         Ok(Self {
+            agent: Arc::clone(agent),
+            vm: request.vm.clone(),
+            peer,
             port: Arc::clone(&agent.port),
             nic: nic.clone(),
             session,
@@ -352,6 +363,30 @@ impl OutgoingHost {
 
 impl SourceHost for OutgoingHost {
     type Stream = OutgoingStream;
+
+    fn offer(&mut self) -> Result<(), MigrationError> {
+        self.agent.journal.offer(self.session, &self.vm, self.peer).map_err(|error| {
+            MigrationError::Host(format!(
+                "the journal {} takes no record: {error}; without it a handover is not safe: free space there",
+                self.agent.journal.path().display()
+            ))
+        })
+    }
+
+    async fn settle(&mut self) -> Option<Verdict> {
+        settle::ask_until(
+            self.peer,
+            &self.agent.config.name,
+            self.session,
+            self.agent.config.limits,
+            SETTLE_LIMIT,
+        )
+        .await
+    }
+
+    fn conclude(&mut self) {
+        settle::conclude(&self.agent, self.session);
+    }
 
     async fn open_stream(&mut self, prepared: &Prepared) -> Result<OutgoingStream, MigrationError> {
         let single = !self.port.binding().multi_buffer || prepared.single_buffer;

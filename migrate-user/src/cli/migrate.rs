@@ -7,8 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use xferry::{
     agent::{CancelAnswer, MigrateRequest, Progress, Started},
     control::VerifyMode,
-    migration::Phase,
-    report::{self, Status},
+    report::{self, Phase, Status},
 };
 
 use super::client::Client;

@@ -159,6 +159,16 @@ pub enum Message {
     Running(Running),
     /// Source: it is over, nothing more follows.
     Done,
+    /// Source, after its hello on a new connection: did you take the VM of this session? If not, you never will.
+    Settle {
+        /// The session.
+        session: u64,
+    },
+    /// Destination: that is how it stands, for good.
+    Settled {
+        /// Whether it took the VM.
+        accepted: bool,
+    },
     /// Either side gives up; the source keeps the VM.
     Abort {
         /// Why, for the operator.
@@ -182,6 +192,8 @@ impl Message {
             Self::Commit(_) => "commit",
             Self::Running(_) => "running",
             Self::Done => "done",
+            Self::Settle { .. } => "settle",
+            Self::Settled { .. } => "settled",
             Self::Abort { .. } => "abort",
         }
     }

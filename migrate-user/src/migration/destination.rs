@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Instant};
 
-use super::{Limits, MigrationError};
+use super::{Limits, MigrationError, Verdict};
 use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
     datapath::LaneLosses,
@@ -37,6 +37,18 @@ pub trait DestinationHost: Send {
     fn progress(&self) -> u64;
     /// Ends the page stream; no frame is placed after it.
     fn close_stream(&mut self) -> impl Future<Output = ()> + Send;
+    /// Writes down that the VM is taken. Called before it runs.
+    ///
+    /// # Errors
+    /// When a source that asked meanwhile was told that it is not, or it cannot be written: then it must not run.
+    fn accept(&mut self) -> Result<(), MigrationError>;
+    /// Writes down that the VM never ran here and never will.
+    fn refuse(&mut self);
+    /// Decides about a session that a source asks for over a new connection.
+    ///
+    /// # Errors
+    /// When the decision cannot be written down.
+    fn verdict(&mut self, session: u64) -> Result<Verdict, MigrationError>;
     /// Tells the network that the VM is here. Returns announcements sent and planned in all.
     fn announce(&mut self) -> (u32, u32);
     /// The VM runs: lets go of it.
@@ -55,6 +67,8 @@ enum State<V> {
     Loaded { vm: V, verify: Option<VerifyMode>, digest: Option<Digest> },
     /// It runs here.
     Running,
+    /// A source asked how an earlier session stands, and was told.
+    Answered,
 }
 
 /// One migration at its destination.
@@ -72,22 +86,22 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         Self { host, channel, own_name, limits, state: Some(State::Greeted) }
     }
 
-    /// Serves one source to the end: the VM runs here.
+    /// Serves one source to the end. Whether the VM runs here now: a source may also only have asked.
     ///
     /// # Errors
     /// Why it does not. Nothing of the half-made VM is left then.
-    pub async fn run(mut self) -> Result<(), MigrationError> {
+    pub async fn run(mut self) -> Result<bool, MigrationError> {
         let result = self.serve().await;
         self.host.close_stream().await;
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(matches!(self.state, Some(State::Running))),
             Err(error) => {
                 let half_made = match self.state.take() {
                     Some(
                         State::Receiving { vm, .. } | State::Loading { vm, .. } | State::Loaded { vm, .. },
                     ) => Some(vm),
                     // What runs is not touched, whatever happens to the connection.
-                    Some(State::Running) => return Ok(()),
+                    Some(State::Running) => return Ok(true),
                     _ => None,
                 };
                 if let Some(mut vm) = half_made
@@ -96,6 +110,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                     // The source takes an abort for the promise that nothing runs here. It cannot be given.
                     return Err(error);
                 }
+                self.host.refuse();
                 let abort = Message::Abort { reason: error.to_string() };
                 // The source notices a lost connection by itself.
                 let _ = self.channel.send(Item::Message(abort)).await;
@@ -110,6 +125,9 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
             let item = self.next().await?;
             // On error the state stays, for run() to clean up.
             self.step(item).await?;
+            if matches!(self.state, Some(State::Answered)) {
+                return Ok(());
+            }
             if matches!(self.state, Some(State::Running)) {
                 // The source's goodbye, or the end of the connection: it makes no difference any more.
                 let _ = self.channel.recv("its goodbye", Limits::of(self.limits.hello)).await;
@@ -169,6 +187,11 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 self.state = Some(State::Receiving { vm, verify: request.verify });
                 self.say(Message::Prepared(prepared)).await
             }
+            (State::Greeted, Item::Message(Message::Settle { session })) => {
+                self.state = Some(State::Answered);
+                let accepted = self.host.verdict(session)? == Verdict::Accepted;
+                self.say(Message::Settled { accepted }).await
+            }
             (state @ State::Receiving { .. }, Item::Message(Message::Probed { frames })) => {
                 self.state = Some(state);
                 let frames = self.host.probes(frames).await;
@@ -219,9 +242,13 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
             }
             (State::Loaded { mut vm, verify, digest }, Item::Message(Message::Commit(_))) => {
                 let begun = Instant::now();
-                if let Err(error) = vm.run().await {
+                let ran = match self.host.accept() {
+                    Ok(()) => vm.run().await.map_err(MigrationError::from),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ran {
                     self.state = Some(State::Loaded { vm, verify, digest });
-                    return Err(error.into());
+                    return Err(error);
                 }
                 // It runs: nothing below may undo that.
                 self.state = Some(State::Running);

@@ -7,6 +7,7 @@
 
 mod convergence;
 mod destination;
+mod journal;
 mod limits;
 mod source;
 #[cfg(test)]
@@ -14,39 +15,13 @@ mod tests;
 
 pub use convergence::{Decision, Policy, RoundFigures};
 pub use destination::{DestinationHost, DestinationMigration};
+pub use journal::{Journal, OpenSession, Role, Verdict};
 pub use limits::Limits;
 pub use source::{Cancel, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan};
-
-use serde::{Deserialize, Serialize};
 
 use crate::{
     control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError,
 };
-
-/// Where a migration is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// The source looks at the VM and at itself.
-    #[default]
-    Preflight,
-    /// The destination makes ready.
-    Prepare,
-    /// Rounds, while the VM runs.
-    PreCopy,
-    /// The VM is being stopped.
-    Stop,
-    /// The last pages.
-    Final,
-    /// The device state.
-    DeviceState,
-    /// Ownership changes hands.
-    Commit,
-    /// The VM runs at the destination; the source cleans up.
-    Cleanup,
-    /// Over.
-    Ended,
-}
 
 /// Why a migration did not come to its end.
 #[derive(Debug, thiserror::Error)]

@@ -9,12 +9,12 @@ use std::{
 use migrate_common::PAGE_SIZE;
 use tokio::sync::watch;
 
-use super::{Decision, Limits, MigrationError, Phase, Policy, RoundFigures};
+use super::{Decision, Limits, MigrationError, Policy, RoundFigures, Verdict};
 use crate::{
     control::{Channel, Commit, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
     datapath::LaneLosses,
     memory::{Digest, MemoryError, PageSet},
-    report::{Recorder, Round, Status},
+    report::{Phase, Recorder, Round, Status},
     vmm::SourceVm,
 };
 
@@ -68,6 +68,13 @@ pub trait PageStream: Send {
 pub trait SourceHost: Send {
     /// Its page stream.
     type Stream: PageStream;
+    /// Writes down that the VM is offered to the destination. From here on only [`settle`](Self::settle) or the
+    /// destination's own word tells who has it.
+    fn offer(&mut self) -> Result<(), MigrationError>;
+    /// Asks the destination over a new connection who has the VM, for a while. `None` when it cannot be reached.
+    fn settle(&mut self) -> impl Future<Output = Option<Verdict>> + Send;
+    /// Writes down that it is known who has the VM.
+    fn conclude(&mut self);
     /// Opens the page stream towards the destination.
     fn open_stream(
         &mut self,
@@ -165,6 +172,9 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             Err(error) => self.abandon(error).await,
         };
         self.memory.release();
+        if status != Status::Unsettled {
+            self.host.conclude();
+        }
         self.record.update(|report| {
             report.status = status;
             report.phase = Phase::Ended;
@@ -272,6 +282,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     /// Rounds while the VM runs. Returns what is left to send.
     async fn pre_copy(&mut self) -> Result<PageSet, MigrationError> {
         self.enter(Phase::PreCopy);
+        self.host.offer()?;
         let mut policy = Policy::new(self.plan.downtime_limit);
         let mut pages = self.memory.begin().await?;
         let setup = self.record.elapsed_ms();
@@ -472,12 +483,31 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             }
             // The destination has ended its half before it says so: the VM is ours again.
             Err(error @ MigrationError::Peer { .. }) => self.abandon(error).await,
-            Err(error) => {
+            Err(error) => self.settle(error).await,
+        }
+    }
+
+    /// The destination did not confirm. Only it knows whether it took the VM: ask, and do not guess.
+    async fn settle(&mut self, error: MigrationError) -> Status {
+        tracing::warn!(vm = self.plan.prepare.vm, %error, "handover not confirmed, asking again");
+        match self.host.settle().await {
+            Some(Verdict::Accepted) => {
+                self.record.update(|report| {
+                    report.notes.push(format!(
+                        "the confirmation was lost ({error}); asked again, the destination has the VM"
+                    ));
+                });
+                self.clean_up(Running::default()).await;
+                Status::Completed
+            }
+            Some(Verdict::Refused) => self.abandon(error).await,
+            None => {
                 self.record.update(|report| {
                     report.error_desc = Some(format!(
-                        "the VM was handed over but {} did not confirm that it runs there: {error}. It stays paused here. See there \
-                         whether it runs; only if it certainly does not, `cont` it here through its QMP socket",
-                        self.plan.peer_name
+                        "the VM was handed over but {peer} did not confirm that it runs there: {error}. It stays paused here. This agent \
+                         settles it by itself when it is restarted and reaches {peer}. By hand: see there whether it runs; only if it \
+                         certainly does not, `cont` it here through its QMP socket",
+                        peer = self.plan.peer_name
                     ));
                 });
                 Status::Unsettled

@@ -16,7 +16,30 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::migration::Phase;
+/// Where a migration is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The source looks at the VM and at itself.
+    #[default]
+    Preflight,
+    /// The destination makes ready.
+    Prepare,
+    /// Rounds, while the VM runs.
+    PreCopy,
+    /// The VM is being stopped.
+    Stop,
+    /// The last pages.
+    Final,
+    /// The device state.
+    DeviceState,
+    /// Ownership changes hands.
+    Commit,
+    /// The VM runs at the destination; the source cleans up.
+    Cleanup,
+    /// Over.
+    Ended,
+}
 
 /// How a migration ended, or that it has not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
