@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use crate::report::Report;
+use crate::report::{Report, Status};
 
 /// Reports that are remembered also when their file could not be written.
 const REMEMBERED: usize = 64;
@@ -49,6 +49,18 @@ impl History {
         });
         if let Err(error) = stored {
             tracing::warn!(path = %path.display(), %error, "the report is not stored");
+        }
+    }
+
+    /// Adds to the report of a session that was left unsettled how it was settled.
+    pub fn settle(&self, session: u64, how: &str) {
+        let found = self.recent(REMEMBERED).into_iter().find(|report| report.session == session);
+        if let Some(mut report) = found
+            && report.status == Status::Unsettled
+        {
+            report.notes.push(format!("settled later: {how}"));
+            self.latest.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != report.id);
+            self.store(&report);
         }
     }
 

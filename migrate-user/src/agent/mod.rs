@@ -97,9 +97,8 @@ impl Agent {
                 journal_path.display()
             ))
         })?;
-        let listener =
-            control::listen(config.control.listen).map_err(crate::migration::MigrationError::from)?;
-        let port = Arc::new(Port::open(&config.migration)?);
+        let listener = patiently(|| Ok(control::listen(config.control.listen)?)).await?;
+        let port = Arc::new(patiently(|| Port::open(&config.migration)).await?);
         let api = api::bind(&config.socket)?;
         let agent = Arc::new(Self {
             port,
@@ -116,7 +115,7 @@ impl Agent {
             nic = agent.config.migration.interface,
             "agent ready; control channel and pages are NOT encrypted (insecure = true)"
         );
-        settle::recover(&agent);
+        settle::recover(&agent, None);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
@@ -178,6 +177,10 @@ impl Agent {
             outgoing::migrate(&agent, &definition, peer, request, record.clone(), cancelled).await;
             agent.history.store(&record.snapshot());
             agent.active().remove(&key);
+            let report = record.snapshot();
+            if report.status == Status::Unsettled {
+                settle::recover(&agent, Some(report.session));
+            }
         });
         Ok(id)
     }
@@ -227,6 +230,23 @@ impl Agent {
     }
 }
 
+/// How long an agent that was just killed may still hold its port and its NIC.
+const TAKEOVER_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Tries again while what is wanted is in use: a supervisor restarts an agent before the kernel has cleaned up
+/// after the old one.
+async fn patiently<T>(mut open: impl FnMut() -> Result<T, AgentError>) -> Result<T, AgentError> {
+    let begun = std::time::Instant::now();
+    loop {
+        match open() {
+            Err(error) if error.in_use() && begun.elapsed() < TAKEOVER_LIMIT => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Serves other agents.
 async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
     loop {
@@ -267,6 +287,22 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
 /// [`AgentError`].
 pub async fn run(config: &Path) -> Result<(), AgentError> {
     Agent::serve(AgentConfig::read(config)?).await
+}
+
+impl AgentError {
+    fn in_use(&self) -> bool {
+        use crate::{migration::MigrationError, network::NetworkError, xsk::XskError};
+        match self {
+            Self::Migration(MigrationError::Control(ControlError::Listen { source, .. })) => {
+                source.kind() == std::io::ErrorKind::AddrInUse
+            }
+            Self::Migration(MigrationError::Network(NetworkError::Occupied(_))) => true,
+            Self::Migration(MigrationError::Xsk(XskError::System { source, .. })) => {
+                *source == rustix::io::Errno::BUSY
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<ControlError> for AgentError {

@@ -127,6 +127,7 @@ async fn depart(
     });
     let memory = GuestMemory::open(facts.pid, layout, &facts)?;
     let session = rand::random();
+    record.update(|report| report.session = session);
     let host = OutgoingHost::open(agent, peer, &nic, session, request, &memory, record)?;
     let prepare = Prepare {
         session,

@@ -67,9 +67,13 @@ pub(super) async fn ask_until(
     tokio::time::timeout(patience, asking).await.ok()
 }
 
-/// Settles what an earlier life of this agent left open. Each session on its own, until it is settled.
-pub(super) fn recover(agent: &Arc<Agent>) {
+/// Settles every session of the journal that has no end, each on its own, until it is settled: what an earlier
+/// life of this agent left open, or a migration of this one whose destination fell silent.
+pub(super) fn recover(agent: &Arc<Agent>, only: Option<u64>) {
     for open in agent.journal.open_sessions() {
+        if only.is_some_and(|only| only != open.session) {
+            continue;
+        }
         tracing::warn!(vm = open.vm, session = open.session, role = ?open.role, "an earlier migration has no end: settling");
         let agent = Arc::clone(agent);
         tokio::spawn(async move {
@@ -81,6 +85,7 @@ pub(super) fn recover(agent: &Arc<Agent>) {
                 Ok(what) => {
                     tracing::warn!(vm = open.vm, session = open.session, "settled: {what}");
                     conclude(&agent, open.session);
+                    agent.history.settle(open.session, &what);
                 }
                 Err(error) => {
                     tracing::error!(vm = open.vm, session = open.session, %error, "not settled: somebody must look");

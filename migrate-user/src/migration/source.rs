@@ -504,9 +504,9 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             None => {
                 self.record.update(|report| {
                     report.error_desc = Some(format!(
-                        "the VM was handed over but {peer} did not confirm that it runs there: {error}. It stays paused here. This agent \
-                         settles it by itself when it is restarted and reaches {peer}. By hand: see there whether it runs; only if it \
-                         certainly does not, `cont` it here through its QMP socket",
+                        "the VM was handed over but {peer} did not confirm that it runs there: {error}. It stays paused here; this \
+                         agent goes on asking {peer}, also after a restart, and lets the VM run or ends it here as the answer is. By \
+                         hand: see there whether it runs; only if it certainly does not, `cont` it here through its QMP socket",
                         peer = self.plan.peer_name
                     ));
                 });

@@ -148,6 +148,8 @@ pub struct Announce {
 pub struct Report {
     /// Number of the migration on its source host.
     pub id: String,
+    /// Number of the page stream and in the journals of both hosts.
+    pub session: u64,
     /// The VM.
     pub vm: String,
     /// Host it left.
