@@ -2,20 +2,26 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::{LabConfig, Process, Side, wait_for};
+use xferry_lab::probe::{VmEvent, VmWatch};
 use xferry_lab::scenario::{Junk, Scenario, Stranger, Workload, bare, skipped, status, tracked};
 
 /// How long a command may take to end once its migration has.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// How long an agent may take to see that the other one is gone: it has a connection to it.
+const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 /// Slow enough that a test can do something in the middle of the first round.
 const SLOW: [&str; 2] = ["--bandwidth", "10"];
 /// Steps of [`agents_killed_at_any_moment`].
-const MOMENTS: u32 = 8;
-const BETWEEN_MOMENTS: Duration = Duration::from_millis(25);
+const MOMENTS: u32 = 6;
+const BETWEEN_MOMENTS: Duration = Duration::from_millis(35);
+/// Steps of [`agents_killed_around_the_switchover`], which takes ten to twenty milliseconds.
+const STEPS: u32 = 8;
+const BETWEEN_STEPS: Duration = Duration::from_millis(2);
 /// As slow as can be waited for.
 const UNHURRIED: [&str; 3] = ["--bandwidth", "40", "--verify"];
 
@@ -35,16 +41,16 @@ fn slowly_migrating() -> (Scenario, Process) {
 
 /// The command ends with an error that says this.
 fn fails(command: &mut Process, words: &[&str]) {
-    let status = command.wait(END_LIMIT).unwrap();
+    let status = command.wait(NOTICE_LIMIT).unwrap();
     let said = command.output();
     assert!(!status.success(), "{said}");
     assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
 }
 
 /// Nothing came of it, and nothing is left of it: the next migration is as good as the first.
-fn stays_and_can_leave(scenario: &Scenario) {
-    scenario.expect_undisturbed(Side::A).unwrap();
-    scenario.expect_migrates(Side::A, &["--verify=full"]).unwrap();
+fn stays_and_can_leave(scenario: &Scenario, side: Side) {
+    scenario.expect_undisturbed(side).unwrap();
+    scenario.expect_migrates(side, &["--verify=full"]).unwrap();
 }
 
 #[test]
@@ -56,7 +62,7 @@ fn interrupted_command_cancels() {
     command.signal(Signal::INT).unwrap();
     fails(&mut command, &["cancel", "host-a"]);
     assert_eq!(scenario.lab.a.report(None).unwrap().status(), Some("cancelled"));
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, Side::A);
 }
 
 #[test]
@@ -70,7 +76,7 @@ fn cancel_by_another_command() {
     fails(&mut command, &["cancelled"]);
     let report = scenario.lab.a.report(None).unwrap();
     assert_eq!((report.status(), report.text("/error-desc")), (Some("cancelled"), Some("cancelled")));
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, Side::A);
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn killed_source_agent() {
     fails(&mut command, &["agent"]);
     scenario.expect_undisturbed(Side::A).unwrap();
     scenario.lab.a.start_agent().unwrap();
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, Side::A);
 }
 
 #[test]
@@ -109,31 +115,60 @@ fn killed_destination_agent() {
     fails(&mut command, &["the other agent"]);
     scenario.expect_running(Side::A).unwrap();
     scenario.lab.b.start_agent().unwrap();
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, Side::A);
 }
 
-/// An agent that dies while it makes ready, which takes a tenth of a second and has many steps.
+/// While everything is made ready and pages cross: an agent dies, comes back, and the VM is on one side.
 #[test]
 fn agents_killed_at_any_moment() {
     if skipped("agents_killed_at_any_moment", GuestKind::Bare) {
         return;
     }
     let scenario = scenario();
+    let mut owner = Side::A;
     for moment in 0..MOMENTS {
-        for side in Side::BOTH {
-            let migrate = ["migrate", "demo", "--to", "host-b", "--bandwidth", "10"];
-            let mut command = scenario.lab.a.xferry_started(&migrate).unwrap();
-            // The moment of the fault, not a wait for anything.
-            thread::sleep(BETWEEN_MOMENTS * moment);
-            scenario.lab.host(side).kill_agent();
-            fails(&mut command, &[]);
-            scenario.expect_running(Side::A).unwrap();
-            scenario.lab.host(side).start_agent().unwrap();
-            let check = scenario.lab.a.xferry(&["check", "demo", "--to", "host-b"], END_LIMIT).unwrap();
-            assert!(check.status.success(), "agent of {side}, moment {moment}: {check:?}");
-        }
+        owner = agents_killed(&scenario, owner, || thread::sleep(BETWEEN_MOMENTS * moment));
     }
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, owner);
+}
+
+/// While ownership changes hands.
+#[test]
+fn agents_killed_around_the_switchover() {
+    if skipped("agents_killed_around_the_switchover", GuestKind::Bare) {
+        return;
+    }
+    let scenario = scenario();
+    let mut owner = Side::A;
+    for step in 0..STEPS {
+        owner = agents_killed(&scenario, owner, || {
+            let watches =
+                Side::BOTH.map(|side| VmWatch::start(scenario.lab.host(side).vm_paths().lab_qmp).unwrap());
+            let begin = SystemTime::now();
+            let stopped = |event: &VmEvent| event.name == "STOP";
+            let deadline = Instant::now() + END_LIMIT;
+            while !watches.iter().any(|watch| watch.events_since(begin).iter().any(stopped)) {
+                assert!(Instant::now() < deadline, "the VM is not stopped");
+                thread::sleep(Duration::from_micros(200));
+            }
+            thread::sleep(BETWEEN_STEPS * step);
+        });
+    }
+    stays_and_can_leave(&scenario, owner);
+}
+
+/// Either agent is killed in its turn after the VM began to leave and `fault` returned. Returns who has the VM.
+fn agents_killed(scenario: &Scenario, mut owner: Side, fault: impl Fn()) -> Side {
+    for victim in Side::BOTH {
+        let migrate = ["migrate", "demo", "--to", owner.other().name()];
+        let mut command = scenario.lab.host(owner).xferry_started(&migrate).unwrap();
+        fault();
+        scenario.lab.host(victim).kill_agent();
+        scenario.lab.host(victim).start_agent().unwrap();
+        command.wait(END_LIMIT).unwrap();
+        owner = scenario.wait_settled().unwrap();
+    }
+    owner
 }
 
 #[test]
@@ -146,7 +181,10 @@ fn killed_destination_qemu() {
     let pid = scenario.lab.b.qemu_pids().unwrap()[0];
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     fails(&mut command, &["host-b", "QEMU"]);
-    stays_and_can_leave(&scenario);
+    let report = scenario.lab.a.report(None).unwrap();
+    // It was seen at once, not after the VM had been stopped in vain.
+    assert_eq!(report.milliseconds("/downtime-phases/stop"), Some(0.0));
+    stays_and_can_leave(&scenario, Side::A);
 }
 
 /// The source's QEMU dies by itself: there is nothing left to move, and nothing may be left of the attempt.
@@ -161,7 +199,7 @@ fn killed_source_qemu() {
     fails(&mut command, &["QEMU"]);
     scenario.lab.b.wait_vm_gone(END_LIMIT).unwrap();
     scenario.boot().unwrap();
-    stays_and_can_leave(&scenario);
+    stays_and_can_leave(&scenario, Side::A);
 }
 
 #[test]

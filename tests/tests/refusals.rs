@@ -384,7 +384,7 @@ fn vm_that_is_on_its_way() {
         return;
     }
     let scenario = sound();
-    let mut first = scenario.begin(Side::A, &["--bandwidth", "20", "--verify"]).unwrap();
+    let mut first = scenario.begin(Side::A, &["--bandwidth", "40", "--verify"]).unwrap();
     fails(
         &scenario.lab.a.xferry(&MIGRATE, LIMIT).unwrap(),
         &["demo", "already being migrated", "xferry cancel"],
@@ -398,7 +398,7 @@ fn guest_that_does_not_converge() {
     if skipped("guest_that_does_not_converge", GuestKind::Bare) {
         return;
     }
-    let vm = bare(Workload { mib: 16, rate: 100_000 }).unwrap();
+    let vm = bare(Workload { mib: 4, rate: 100_000 }).unwrap();
     let scenario = Scenario::started(LabConfig::for_test(), vm).unwrap();
     let options = ["--bandwidth", "60", "--downtime-limit", "5"];
     refused(&scenario, &[&MIGRATE[..], &options].concat(), &["does not converge", "--downtime-limit"]);

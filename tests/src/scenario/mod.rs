@@ -243,6 +243,34 @@ impl Scenario {
         Ok(())
     }
 
+    /// Waits until one side runs the VM and nothing of it is left on the other. Returns which.
+    ///
+    /// # Errors
+    /// If both run it at any time, or neither does in the end.
+    pub fn wait_settled(&self) -> Result<Side> {
+        let mut seen = [None, None];
+        let settled = wait_for("one side to have the VM", MIGRATION_LIMIT, || {
+            for (side, seen) in Side::BOTH.into_iter().zip(&mut seen) {
+                // One that is just ending does not answer any more.
+                let Ok(status) = qemu_status(&self.lab.host(side).vm_paths().lab_qmp) else {
+                    return Ok(None);
+                };
+                *seen = status;
+            }
+            let runs = seen.each_ref().map(|status| status.as_deref() == Some("running"));
+            ensure!(runs != [true, true], "both hosts run the VM");
+            let [a, b] = &seen;
+            Ok(match (runs, a, b) {
+                ([true, _], _, None) => Some(Side::A),
+                ([_, true], None, _) => Some(Side::B),
+                _ => None,
+            })
+        });
+        let side = settled.with_context(|| format!("QEMU on host-a and host-b: {seen:?}"))?;
+        self.expect_running(side)?;
+        Ok(side)
+    }
+
     /// Waits until no migration leaves `source` any more and returns the report of the last.
     ///
     /// # Errors
