@@ -35,14 +35,24 @@ pub fn run(filter: &[String]) -> Result<ExitCode> {
     println!("\n== unit tests");
     tally.tests(
         cargo()
-            .args(["test", "--quiet", "--workspace", "--lib", "--bins", "--exclude", "migrate-ebpf", "--"])
+            .args([
+                "test",
+                "--quiet",
+                "--workspace",
+                "--lib",
+                "--bins",
+                "--exclude",
+                "migrate-ebpf",
+                "--no-fail-fast",
+                "--",
+            ])
             .args(["--nocapture", "--quiet"])
             .args(filter),
     )?;
     println!("\n== lab: real hosts, real switch, real VMs");
     tally.tests(
         cargo()
-            .args(["test", "--release", "--package", "xferry-lab", "--test", "*", "--"])
+            .args(["test", "--release", "--package", "xferry-lab", "--test", "*", "--no-fail-fast", "--"])
             .args(["--nocapture", "--test-threads=1"])
             .args(filter)
             .env("XFERRY_BIN", cargo::built("xferry")),

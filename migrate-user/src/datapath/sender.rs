@@ -126,6 +126,9 @@ struct Round<'a> {
     stop: &'a AtomicBool,
     progress: &'a AtomicU64,
     zero_runs: Vec<(u64, u32)>,
+    /// Highest frame number that feedback told, plus one.
+    heard: u32,
+    stalls_in_a_row: u32,
     result: LaneRound,
 }
 
@@ -161,6 +164,8 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             stop,
             progress,
             zero_runs: Vec::with_capacity(self.config.frames.zero_runs),
+            heard: 0,
+            stalls_in_a_row: 0,
             result: LaneRound::default(),
         };
         let mut numbers = numbers.peekable();
@@ -370,44 +375,44 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         if self.window.open() {
             return Ok(());
         }
-        self.hear(round.epoch, Duration::ZERO);
+        self.hear(round, Duration::ZERO);
         let mut silent_since = Instant::now();
-        let mut stalls = 0;
         while !self.window.open() {
             check(round.stop)?;
             self.sink.flush()?;
-            let before = self.window.in_flight();
-            self.hear(round.epoch, Duration::from_millis(1));
-            if self.window.in_flight() < before {
+            if self.hear(round, Duration::from_millis(1)) {
                 silent_since = Instant::now();
-                stalls = 0;
             } else if silent_since.elapsed() > STALL {
                 round.result.stalls += 1;
-                stalls += 1;
-                if stalls > MAX_STALLS || round.result.stalls > 10 * MAX_STALLS {
+                round.stalls_in_a_row += 1;
+                if round.stalls_in_a_row > MAX_STALLS {
                     return Err(SendError::Silent);
                 }
-                // Half of it: keep listening for the rest before more is sent into silence.
-                if stalls.is_multiple_of(2) || stalls == 1 {
-                    self.window.on_stall();
-                }
+                self.window.on_stall();
                 silent_since = Instant::now();
             }
         }
         Ok(())
     }
 
-    fn hear(&mut self, epoch: u32, wait: Duration) {
+    /// Takes in feedback, waiting at most `wait` for the first. Whether the receiver got on.
+    fn hear(&mut self, round: &mut Round<'_>, wait: Duration) -> bool {
+        let before = round.heard;
         let mut wait = wait;
         while let Some(feedback) = self.feedback.recv(wait) {
             if feedback.session == self.config.session
                 && feedback.lane == self.config.lane
-                && feedback.epoch == epoch
+                && feedback.epoch == round.epoch
             {
                 self.window.on_seen(feedback.seen);
+                round.heard = round.heard.max(feedback.seen);
             }
             wait = Duration::ZERO;
         }
+        if round.heard > before {
+            round.stalls_in_a_row = 0;
+        }
+        round.heard > before
     }
 }
 

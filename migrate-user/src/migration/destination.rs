@@ -1,6 +1,9 @@
 //! The host that the VM comes to.
 
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use super::{Limits, MigrationError, Verdict};
 use crate::{
@@ -9,6 +12,9 @@ use crate::{
     memory::Digest,
     vmm::DestinationVm,
 };
+
+/// Time for a source to read why it was refused.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the destination's host provides.
 pub trait DestinationHost: Send {
@@ -113,7 +119,11 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 self.host.refuse();
                 let abort = Message::Abort { reason: error.to_string() };
                 // The source notices a lost connection by itself.
-                let _ = self.channel.send(Item::Message(abort)).await;
+                if self.channel.send(Item::Message(abort)).await.is_ok() {
+                    // Hanging up with unread items would throw the reason away on its way (TCP resets).
+                    let drain = async { while self.channel.recv("its end", DRAIN_LIMIT).await.is_ok() {} };
+                    let _ = tokio::time::timeout(DRAIN_LIMIT, drain).await;
+                }
                 Err(error)
             }
         }
@@ -164,7 +174,17 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         });
         loop {
             let before = self.host.progress();
-            match self.channel.recv("its next message", limit).await {
+            let item = match &mut self.state {
+                Some(State::Receiving { vm, .. } | State::Loading { vm, .. } | State::Loaded { vm, .. }) => {
+                    tokio::select! {
+                        biased;
+                        item = self.channel.recv("its next message", limit) => item,
+                        ended = vm.ended() => return Err(ended.into()),
+                    }
+                }
+                _ => self.channel.recv("its next message", limit).await,
+            };
+            match item {
                 Err(ControlError::Timeout { .. }) if self.host.progress() != before => {}
                 other => return Ok(other?),
             }

@@ -22,6 +22,10 @@ use crate::{
 const PROBES: u32 = 8;
 /// Attempts to get the last pages through before the migration is given up.
 const LAST_ATTEMPTS: u32 = 60;
+/// Longer than any round: what is awaited beside it has no limit of its own.
+const A_LONG_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Time to find what a destination said before it hung up.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The leaving VM's memory.
 pub trait SourceMemory: Send {
@@ -338,7 +342,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.epoch += 1;
         let epoch = self.epoch;
         self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
-        let sent = self.stream()?.send(epoch, Arc::clone(pages)).await?;
+        let sent = self.send_pages(epoch, pages).await?;
         self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last }).await?;
         match self.hear("which frames arrived", self.plan.limits.round).await? {
             Message::RoundClosed { epoch: closed, losses } if closed == epoch => {
@@ -440,7 +444,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         let mut bytes = 0;
         while let Some(part) = self.vm.state().await? {
             bytes += part.len() as u64;
-            self.channel.send(Item::State(part)).await?;
+            self.push(Item::State(part)).await?;
         }
         self.say(Message::StateEnd { bytes }).await?;
         self.phase_ended(begun, |phases, ms| phases.state = ms);
@@ -559,6 +563,8 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             Ok(())
         };
         self.memory.release();
+        // Ends senders that nobody waits for any more.
+        self.stream = None;
         let abort = Message::Abort { reason: error.to_string() };
         // A peer that is gone destroys its half by itself.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.say(abort)).await;
@@ -570,15 +576,44 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         if matches!(error, MigrationError::Cancelled) { Status::Cancelled } else { Status::Failed }
     }
 
+    /// Sends a round's pages, and listens meanwhile: a destination that gives up or dies ends the round at once.
+    async fn send_pages(&mut self, epoch: u32, pages: &Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+        let no_stream = || MigrationError::Host("the page stream is not open".into());
+        let stream = self.stream.as_mut().ok_or_else(no_stream)?;
+        let interrupted = tokio::select! {
+            biased;
+            sent = stream.send(epoch, Arc::clone(pages)) => return sent,
+            item = self.channel.recv("nothing", A_LONG_TIME) => item,
+        };
+        match interrupted? {
+            Item::Message(Message::Abort { reason }) => Err(self.refused(reason)),
+            Item::Message(other) => Err(unexpected(&other, "nothing")),
+            Item::State(_) => {
+                Err(MigrationError::Unexpected { got: "device state".into(), awaited: "nothing" })
+            }
+        }
+    }
+
+    fn refused(&self, reason: String) -> MigrationError {
+        MigrationError::Peer { host: self.plan.peer_name.clone(), reason }
+    }
+
     async fn say(&mut self, message: Message) -> Result<(), MigrationError> {
-        Ok(self.channel.send(Item::Message(message)).await?)
+        self.push(Item::Message(message)).await
+    }
+
+    /// Sends an item. When the destination has hung up, what it said before is the better reason.
+    async fn push(&mut self, item: Item) -> Result<(), MigrationError> {
+        let Err(broken) = self.channel.send(item).await else { return Ok(()) };
+        match self.channel.recv("its reason", LAST_WORDS).await {
+            Ok(Item::Message(Message::Abort { reason })) => Err(self.refused(reason)),
+            _ => Err(broken.into()),
+        }
     }
 
     async fn hear(&mut self, awaited: &'static str, seconds: u64) -> Result<Message, MigrationError> {
         match self.channel.recv(awaited, Limits::of(seconds)).await? {
-            Item::Message(Message::Abort { reason }) => {
-                Err(MigrationError::Peer { host: self.plan.peer_name.clone(), reason })
-            }
+            Item::Message(Message::Abort { reason }) => Err(self.refused(reason)),
             Item::Message(message) => Ok(message),
             Item::State(_) => Err(MigrationError::Unexpected { got: "device state".into(), awaited }),
         }

@@ -227,6 +227,9 @@ impl DestinationVm for Destination {
         world.check();
         Ok(())
     }
+    async fn ended(&mut self) -> VmmError {
+        std::future::pending().await
+    }
     async fn destroy(&mut self) -> bool {
         let mut world = self.0.lock().unwrap();
         assert!(!world.destination_runs, "a running VM is never destroyed");

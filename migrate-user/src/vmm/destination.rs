@@ -18,6 +18,8 @@ const PIPE: &str = "xferry-state";
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Time for the device state to be loaded, and for the vCPUs to start.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// How often a waiting QEMU is looked at.
+const LIFE_CHECK: Duration = Duration::from_millis(100);
 /// Time for QEMU to end when told to.
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -203,6 +205,13 @@ impl DestinationVm for QemuDestination {
         // The answer comes after the vCPUs were started; the event is for those who watch.
         self.qmp.execute("cont", json!({})).await?;
         Ok(())
+    }
+
+    async fn ended(&mut self) -> VmmError {
+        while !self.qmp.is_closed() {
+            tokio::time::sleep(LIFE_CHECK).await;
+        }
+        self.explain(VmmError::State("QEMU on the destination has ended".into()))
     }
 
     async fn destroy(&mut self) -> bool {

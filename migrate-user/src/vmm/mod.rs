@@ -91,6 +91,8 @@ pub trait DestinationVm: Send {
     fn finish(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
     /// Starts the vCPUs; returns when they run.
     fn run(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
+    /// Waits until the VMM has ended by itself, and says why as far as that can be known.
+    fn ended(&mut self) -> impl Future<Output = VmmError> + Send;
     /// Ends the half-made VM. Whether it is certainly gone.
     fn destroy(&mut self) -> impl Future<Output = bool> + Send;
 }
