@@ -218,7 +218,7 @@ impl Host {
             // Ours stays a zombie until it is waited for; and while it frees its RAM it has no command line any
             // more, but has not ended.
             let ended = match lock(&self.vm).as_mut() {
-                Some(vm) => vm.try_wait()?.is_some() || !self.qemu_pids()?.is_empty(),
+                Some(vm) => vm.try_wait()?.is_some(),
                 None => true,
             };
             Ok((ended && self.qemu_pids()?.is_empty()).then_some(()))
