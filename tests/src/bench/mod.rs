@@ -160,31 +160,32 @@ fn xferry(lab: &Lab, config: &VmConfig) -> Result<Figures> {
 impl Row {
     /// A row whose ratio should be at most `bar`.
     fn at_most(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
-        let ratio = ours / peer.1;
-        Self {
-            name: name.to_owned(),
-            ours,
-            peer: peer.1,
-            peer_name: peer.0.to_owned(),
-            unit,
-            ratio,
-            bar,
-            holds: ratio <= bar,
-        }
+        Self::compare(name, unit, ours, peer, bar, |ratio| ratio <= bar)
     }
 
     /// A row whose ratio should be at least `bar`.
     fn at_least(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
-        let ratio = ours / peer.1;
+        Self::compare(name, unit, ours, peer, bar, |ratio| ratio >= bar)
+    }
+
+    fn compare(
+        name: &str,
+        unit: &'static str,
+        ours: f64,
+        (peer_name, peer): (&str, f64),
+        bar: f64,
+        holds: impl FnOnce(f64) -> bool,
+    ) -> Self {
+        let ratio = ours / peer;
         Self {
             name: name.to_owned(),
             ours,
-            peer: peer.1,
-            peer_name: peer.0.to_owned(),
+            peer,
+            peer_name: peer_name.to_owned(),
             unit,
             ratio,
             bar,
-            holds: ratio >= bar,
+            holds: holds(ratio),
         }
     }
 }
