@@ -107,6 +107,7 @@ fn lab_config(args: &Args) -> LabConfig {
         keep: args.keep,
         xferry: args.xferry.clone().unwrap_or(default.xferry),
         cache_dir: default.cache_dir,
+        state_disk: None,
     }
 }
 

@@ -39,12 +39,12 @@ pub(super) fn socket(host_dir: &Path) -> PathBuf {
 }
 
 /// The configuration (TOML) of the agent on `side`.
-pub(super) fn config(side: Side, host_dir: &Path) -> Result<String> {
+pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path) -> Result<String> {
     let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
     let config = AgentConfig {
         name: side.name(),
         socket: socket(host_dir),
-        state_dir: host_dir.join("state"),
+        state_dir: state_dir.to_owned(),
         vms_dir: host_dir.join("vms"),
         insecure: true,
         control: Control { listen: control(side) },
@@ -60,8 +60,9 @@ mod tests {
 
     #[test]
     fn peers_point_at_each_other() {
-        let a: toml::Table = config(Side::A, Path::new("/run/a")).unwrap().parse().unwrap();
-        let b: toml::Table = config(Side::B, Path::new("/run/b")).unwrap().parse().unwrap();
+        let config = |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"));
+        let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
+        let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
         assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
         assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));

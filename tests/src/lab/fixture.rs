@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::plan::Side;
 use super::state::{Registry, State};
 use super::sync::lock;
-use super::{netns, signals, teardown, topology};
+use super::{LabConfig, disk, netns, signals, teardown, topology};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Life {
@@ -27,14 +27,19 @@ pub(super) struct Fixture {
 
 impl Fixture {
     /// Claims the names, removes what killed processes left, and builds.
-    pub fn build(layout: Layout, mtu: u32, queues: u32) -> Result<Arc<Self>> {
+    pub fn build(layout: Layout, config: &LabConfig) -> Result<Arc<Self>> {
         // Until the claim holds, nothing under these names is ours to remove.
         claim(&layout)?;
         let fixture = Arc::new(Self { layout, life: Mutex::new(Life::Up) });
         signals::watch(&fixture);
         let built = fixture.while_up(|| {
             make_directories(&fixture.layout)?;
-            topology::build(&fixture.layout, mtu, queues)
+            if let Some(bytes) = config.state_disk {
+                Side::BOTH
+                    .iter()
+                    .try_for_each(|&side| disk::mount(&fixture.layout.state_dir(side), bytes))?;
+            }
+            topology::build(&fixture.layout, config.mtu, config.queues)
         });
         if let Err(error) = built {
             return match fixture.remove() {
@@ -122,7 +127,7 @@ fn make_directories(layout: &Layout) -> Result<()> {
     let disk_dir = layout.disk().parent().map(ToOwned::to_owned).into_iter();
     let host_dirs = Side::BOTH.into_iter().flat_map(|side| {
         let host = layout.host_dir(side);
-        [host.join("vms"), host.join("state"), layout.ram_dir().join(side.name())]
+        [host.join("vms"), layout.state_dir(side), layout.ram_dir().join(side.name())]
     });
     for dir in disk_dir.chain(host_dirs) {
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;

@@ -10,16 +10,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 
+use super::disk::Filler;
 use super::fixture::Fixture;
 use super::monitor::Monitor;
 use super::plan::{Side, VM_NAME};
 use super::process::{Lifetime, Process, in_namespace, spawn, tail};
+use super::ready_ip::ReadyIp;
 use super::report::Report;
 use super::sync::lock;
 use super::vm::{self, VmConfig, VmPaths};
 use super::wait::wait_for;
-use super::{agent, netns};
+use super::{agent, api, netns};
 
 /// How long an agent may take until its API answers.
 const AGENT_LIMIT: Duration = Duration::from_secs(15);
@@ -137,7 +140,28 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        agent::config(self.side, &self.dir())
+        agent::config(self.side, &self.dir(), &self.state_dir())
+    }
+
+    /// Where the agent keeps its journal and reports.
+    pub fn state_dir(&self) -> PathBuf {
+        self.fixture.layout().state_dir(self.side)
+    }
+
+    /// Asks the agent over its API, without the process that `xferry` is.
+    ///
+    /// # Errors
+    /// If there is no answer within `limit`, or it is an error.
+    pub fn get(&self, path: &str, limit: Duration) -> Result<Value> {
+        api::request(&self.api_socket(), "GET", path, limit)
+    }
+
+    /// Has the agent do something over its API, without the process that `xferry` is.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn post(&self, path: &str, limit: Duration) -> Result<Value> {
+        api::request(&self.api_socket(), "POST", path, limit)
     }
 
     /// Sends the agent a signal.
@@ -194,6 +218,38 @@ impl Host {
         .with_context(|| vm.tail())?;
         *slot = Some(vm);
         Ok(())
+    }
+
+    /// Ends all processes of this host at once, as a crash would, and takes what they had in memory; what was on
+    /// disk stays. `qemu` kills the VM's, which must not live to see that its agent is gone.
+    ///
+    /// # Errors
+    /// If some do not end.
+    pub fn crash(&self, qemu: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Some(agent) = lock(&self.agent).as_ref() {
+            agent.signal(Signal::KILL)?;
+        }
+        qemu()?;
+        self.fixture.while_up(|| netns::kill_all(&self.namespace()))?;
+        self.kill_agent();
+        self.wait_vm_gone(QEMU_LIMIT)?;
+        self.discard_ram()
+    }
+
+    /// Starts an `ip` that waits for what to change on this host.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn ready_ip(&self) -> Result<ReadyIp> {
+        self.fixture.while_up(|| ReadyIp::start(&self.namespace()))
+    }
+
+    /// Takes the room on the agent's disk, all but `left` bytes.
+    ///
+    /// # Errors
+    /// If the disk cannot be written to.
+    pub fn fill_state_disk(&self, left: u64) -> Result<Filler> {
+        Filler::new(&self.state_dir(), left)
     }
 
     /// Kills the QEMU processes of this host, whoever started them.

@@ -64,6 +64,11 @@ impl Layout {
         self.run_dir().join(side.name())
     }
 
+    /// Where the agent of one host keeps its journal and reports.
+    pub fn state_dir(&self, side: Side) -> PathBuf {
+        self.host_dir(side).join("state")
+    }
+
     /// The lab's directory for guest RAM, on tmpfs.
     pub fn ram_dir(&self) -> PathBuf {
         Path::new(RAM_ROOT).join(format!("xferry-lab-{}", self.dir_name()))

@@ -19,7 +19,9 @@
 //! own namespaces, directories and disk image is ever touched.
 
 mod agent;
+mod api;
 mod command;
+mod disk;
 mod fixture;
 mod host;
 mod layout;
@@ -27,6 +29,7 @@ pub(crate) mod monitor;
 pub mod netns;
 pub mod plan;
 mod process;
+mod ready_ip;
 mod report;
 mod signals;
 mod state;
@@ -44,10 +47,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Result, bail};
 
 pub(crate) use command::run as run_tool;
+pub use disk::Filler;
 pub use host::{Host, Output};
 pub use layout::Layout;
 pub use plan::Side;
-pub use process::{Lifetime, Process, tail};
+pub use process::{Lifetime, Process, last_lines, tail};
+pub use ready_ip::ReadyIp;
 pub use report::{Report, Round};
 pub use signals::wait_if_interrupted;
 pub(crate) use sync::lock;
@@ -65,6 +70,8 @@ pub struct LabConfig {
     pub mtu: u32,
     /// Receive and transmit queues of each migration NIC.
     pub queues: u32,
+    /// Bytes of a file system of its own for each agent's `state-dir`; else it is a directory like any other.
+    pub state_disk: Option<u64>,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -79,6 +86,7 @@ impl Default for LabConfig {
             prefix: String::new(),
             mtu: 9000,
             queues: 1,
+            state_disk: None,
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -145,7 +153,7 @@ impl Lab {
             bail!("the lab cannot be made: {reason}");
         }
         let layout = Layout::new(&config.prefix, &config.cache_dir);
-        let fixture = Fixture::build(layout, config.mtu, config.queues)?;
+        let fixture = Fixture::build(layout, &config)?;
         let lifetime = if config.keep { Lifetime::Kept } else { Lifetime::WithUs };
         let host = |side| Host::new(side, &fixture, &config.xferry, lifetime);
         Ok(Self { a: host(Side::A), b: host(Side::B), fixture, config })

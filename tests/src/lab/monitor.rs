@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Pid;
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -46,6 +48,11 @@ impl Monitor {
         let answer =
             self.read_until(Instant::now() + ANSWER_LIMIT, |message| message.get("return").is_some())?;
         status_of(&answer).context("an answer without a status")
+    }
+
+    /// The process at the other end.
+    pub(crate) fn peer(&self) -> Result<Pid> {
+        Ok(socket_peercred(self.reader.get_ref()).context("asking who listens on a QMP socket")?.pid)
     }
 
     /// Sends a command without arguments; its answer is read apart.

@@ -131,10 +131,15 @@ impl Drop for Process {
 
 /// The end of a log file under a heading, for an error.
 pub fn tail(name: &str, log: &Path) -> String {
+    last_lines(name, log, TAIL_LINES)
+}
+
+/// The last `count` lines of a log file under a heading.
+pub fn last_lines(name: &str, log: &Path, count: usize) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    let last = &lines[lines.len().saturating_sub(count)..];
     if last.is_empty() {
         return format!("{name} said nothing in {}", log.display());
     }

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 
 use super::layout::Layout;
-use super::netns;
+use super::plan::Side;
+use super::{disk, netns};
 
 /// Removes everything that belongs to `layout`; what is not there is fine. Goes on after a failure
 /// and reports all of them; the state file then stays, so that a later run tries again.
@@ -19,6 +20,7 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
     for step in [netns::kill_all as fn(&str) -> Result<()>, netns::delete] {
         problems.extend(namespaces.iter().filter_map(|name| step(name).err()));
     }
+    problems.extend(Side::BOTH.iter().filter_map(|&side| disk::unmount(&layout.state_dir(side)).err()));
     problems.extend(remove_tree(&layout.run_dir()).err());
     problems.extend(remove_tree(&layout.ram_dir()).err());
     problems.extend(remove_file(layout.disk()).err());

@@ -1,13 +1,15 @@
 //! Watches one QEMU after the other on a host through the lab's own QMP socket: when did a VM stop
 //! and resume, and does it run now?
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::worker::{Stop, Workers};
@@ -24,6 +26,8 @@ pub struct VmEvent {
     pub name: String,
     /// When, by QEMU's clock, which in the lab is everybody's.
     pub at: SystemTime,
+    /// Process id of the QEMU that said it.
+    pub pid: i32,
 }
 
 /// Watches whatever QEMU listens on one socket.
@@ -36,6 +40,8 @@ pub struct VmWatch {
 struct Shared {
     state: Mutex<State>,
     answered: Condvar,
+    /// Told of every event.
+    happened: Condvar,
 }
 
 #[derive(Default)]
@@ -46,6 +52,14 @@ struct State {
     answered: u64,
     /// QEMU's run state; `None` without a QEMU.
     status: Option<String>,
+    /// The QEMU that is watched now.
+    qemu: Option<Watched>,
+}
+
+/// A process by what stays its own when it has ended and its number is somebody else's.
+struct Watched {
+    pid: Pid,
+    pidfd: OwnedFd,
 }
 
 impl VmWatch {
@@ -61,7 +75,10 @@ impl VmWatch {
             while !stop.load(Ordering::Relaxed) {
                 match Monitor::open(&socket) {
                     // It ends when QEMU does, and that is no error.
-                    Ok(Some(monitor)) => drop(follow(monitor, &watching, stop)),
+                    Ok(Some(monitor)) => {
+                        drop(follow(monitor, &watching, stop));
+                        lock(&watching.state).qemu = None;
+                    }
                     Ok(None) => watching.answer(None),
                     // Somebody else holds the socket, or QEMU is just ending: who asks must wait.
                     Err(_) => {}
@@ -75,6 +92,41 @@ impl VmWatch {
     /// What happened from `since` on, oldest first.
     pub fn events_since(&self, since: SystemTime) -> Vec<VmEvent> {
         lock(&self.shared.state).events.iter().filter(|event| event.at >= since).cloned().collect()
+    }
+
+    /// Waits for an event of this name from `since` on, and returns the first; `None` if there is none within `limit`.
+    pub fn wait_event(&self, name: &str, since: SystemTime, limit: Duration) -> Option<VmEvent> {
+        let deadline = Instant::now() + limit;
+        let mut state = lock(&self.shared.state);
+        loop {
+            let first = state.events.iter().find(|event| event.at >= since && event.name == name);
+            if let Some(event) = first {
+                return Some(event.clone());
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let woken = self.shared.happened.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Process id of the QEMU that is watched now.
+    pub fn pid(&self) -> Option<i32> {
+        lock(&self.shared.state).qemu.as_ref().map(|qemu| qemu.pid.as_raw_nonzero().get())
+    }
+
+    /// Kills the QEMU that is watched now with SIGKILL, at once. Returns its process id.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn kill(&self) -> Result<Option<i32>> {
+        let state = lock(&self.shared.state);
+        let Some(qemu) = &state.qemu else { return Ok(None) };
+        match pidfd_send_signal(&qemu.pidfd, Signal::KILL) {
+            // It has ended by itself, and that has not been seen yet.
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(error) => Err(error).context("killing QEMU"),
+            Ok(()) => Ok(Some(qemu.pid.as_raw_nonzero().get())),
+        }
     }
 
     /// QEMU's run state now (`running`, `paused`, `inmigrate`, `postmigrate` …); `None` if no QEMU listens.
@@ -108,6 +160,9 @@ impl Shared {
 
 /// Records events and answers questions until QEMU ends.
 fn follow(mut monitor: Monitor, shared: &Shared, stop: &Stop) -> Result<()> {
+    let pid = monitor.peer()?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("looking at QEMU's process")?;
+    lock(&shared.state).qemu = Some(Watched { pid, pidfd });
     let mut pending = None;
     while !stop.load(Ordering::Relaxed) {
         if pending.is_none() {
@@ -119,8 +174,9 @@ fn follow(mut monitor: Monitor, shared: &Shared, stop: &Stop) -> Result<()> {
             }
         }
         let Some(message) = monitor.read()? else { continue };
-        if let Some(event) = event_of(&message) {
+        if let Some(event) = event_of(&message, pid) {
             lock(&shared.state).events.push(event);
+            shared.happened.notify_all();
         } else if let Some(status) = status_of(&message) {
             let mut state = lock(&shared.state);
             // A question asked meanwhile wants a later answer than this one.
@@ -133,12 +189,12 @@ fn follow(mut monitor: Monitor, shared: &Shared, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-fn event_of(message: &Value) -> Option<VmEvent> {
+fn event_of(message: &Value, pid: Pid) -> Option<VmEvent> {
     let name = message["event"].as_str()?.to_owned();
     let stamp = &message["timestamp"];
     let since_epoch = Duration::from_secs(stamp["seconds"].as_u64()?)
         + Duration::from_micros(stamp["microseconds"].as_u64()?);
-    Some(VmEvent { name, at: SystemTime::UNIX_EPOCH + since_epoch })
+    Some(VmEvent { name, at: SystemTime::UNIX_EPOCH + since_epoch, pid: pid.as_raw_nonzero().get() })
 }
 
 #[cfg(test)]
@@ -150,15 +206,17 @@ mod tests {
     #[test]
     fn event_has_its_time() {
         let message = json!({"event": "STOP", "timestamp": {"seconds": 3, "microseconds": 250_000}});
-        let event = event_of(&message).unwrap();
+        let event = event_of(&message, Pid::INIT).unwrap();
         assert_eq!(event.name, "STOP");
         assert_eq!(event.at, SystemTime::UNIX_EPOCH + Duration::from_millis(3250));
-        assert!(event_of(&json!({"return": {}})).is_none());
+        assert!(event_of(&json!({"return": {}}), Pid::INIT).is_none());
     }
 
     #[test]
     fn without_qemu_there_is_no_status() {
         let watch = VmWatch::start("/nonexistent/qmp".into()).unwrap();
         assert_eq!(watch.status().unwrap(), None);
+        assert_eq!((watch.pid(), watch.kill().unwrap()), (None, None));
+        assert!(watch.wait_event("STOP", SystemTime::UNIX_EPOCH, Duration::from_millis(1)).is_none());
     }
 }
