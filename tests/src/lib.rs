@@ -6,6 +6,7 @@
 //! * [`probe`] measures what the VM's users would notice: pings, a TCP stream, RARP, the switch's FDB.
 //! * [`bench`] is the program `bench`: xferry beside its peers on the same link.
 //! * [`scenario`] is a VM in a lab, ready to be migrated, and what must hold whatever happens to it.
+//! * [`faults`] is the program `faults`: one fault in each of many migrations, and what became of the VM.
 //! * [`demo`] is the program `demo`: a VM migrated there and back, and a report whether all went well.
 //!
 //! Everything needs root, because it makes namespaces; [`lab::missing`] says what else.
@@ -14,6 +15,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod faults;
 pub mod guest;
 pub mod lab;
 pub mod probe;
