@@ -20,6 +20,11 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     run_built("bench", arguments.iter().map(String::as_str).collect())
 }
 
+/// The fault campaign, with its own options.
+pub fn faults(arguments: &[String]) -> Result<ExitCode> {
+    run_built("faults", arguments.iter().map(String::as_str).collect())
+}
+
 /// The XDP program alone.
 pub fn load(arguments: &[String]) -> Result<ExitCode> {
     let mut all = vec!["load"];

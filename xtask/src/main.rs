@@ -18,6 +18,8 @@ cargo xtask TASK
                    (--help lists the options; --guest bare, --mtu, --repeat, --json FILE, --keep …)
   test [FILTER]    everything that is checked: format, lints, unit tests, and the lab with real VMs
   bench [OPTIONS]  build, then measure xferry beside QEMU's own migration and TCP on the same link
+  faults [OPTIONS] build, then migrate a real VM again and again, with one fault in each migration, and count what
+                   became of it (--runs N, --seed S, --json FILE, --markdown FILE)
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";
@@ -47,6 +49,7 @@ fn run() -> Result<ExitCode> {
         }
         "demo" => return demo::run(&rest),
         "bench" => return demo::bench(&rest),
+        "faults" => return demo::faults(&rest),
         "clean" => return demo::run(&["--clean".to_owned()]),
         "load" => return demo::load(&rest),
         "test" => return test::run(&rest),
