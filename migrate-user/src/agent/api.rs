@@ -12,9 +12,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::{Agent, AgentError, outgoing, port::PortStatus};
+use super::{Agent, AgentError, Unsettled, outgoing, port::PortStatus};
 use crate::{
     control::VerifyMode,
+    migration::Resolution,
     report::{Recorder, Report},
 };
 
@@ -34,6 +35,17 @@ pub struct MigrateRequest {
     pub timeout_s: Option<u64>,
     /// Whether and how to prove that RAM is equal.
     pub verify: Option<VerifyMode>,
+    /// Keep the stopped VM at the source when it runs at the destination, for debugging.
+    #[serde(default)]
+    pub keep_source: bool,
+}
+
+/// `POST /v1/migrations/ID/resolve`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// What was decided.
+    pub resolution: Resolution,
 }
 
 /// Answer to `POST /v1/migrations`.
@@ -87,6 +99,8 @@ pub struct StatusAnswer {
     pub leaving: Vec<Report>,
     /// VMs on their way to here.
     pub arriving: Vec<String>,
+    /// Earlier migrations, in either direction, without an end.
+    pub unsettled: Vec<Unsettled>,
     /// The last migrations from here, newest first.
     pub recent: Vec<Report>,
 }
@@ -142,6 +156,7 @@ pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io:
         .route("/v1/migrations", post(start))
         .route("/v1/migrations/{id}", get(progress))
         .route("/v1/migrations/{id}/cancel", post(cancel))
+        .route("/v1/migrations/{id}/resolve", post(resolve))
         .route("/v1/cancel", post(cancel_only))
         .route("/v1/reports/latest", get(latest))
         .with_state(agent);
@@ -171,6 +186,14 @@ async fn cancel(
     UrlPath(id): UrlPath<String>,
 ) -> Result<Json<CancelAnswer>, AgentError> {
     Ok(Json(CancelAnswer { id: agent.cancel(Some(&id))? }))
+}
+
+async fn resolve(
+    State(agent): State<Arc<Agent>>,
+    UrlPath(id): UrlPath<String>,
+    Json(request): Json<ResolveRequest>,
+) -> Result<Json<Unsettled>, AgentError> {
+    Ok(Json(agent.settlements.resolve(&id, request.resolution)?))
 }
 
 async fn cancel_only(State(agent): State<Arc<Agent>>) -> Result<Json<CancelAnswer>, AgentError> {

@@ -141,6 +141,9 @@ impl AgentConfig {
         if config.name.is_empty() {
             return Err("name is empty: give this host's name".into());
         }
+        if let Err(name) = config.limits.check() {
+            return Err(format!("[limits] {name} is 0, in which nothing can be done: give seconds"));
+        }
         if config.migration.port == 0 {
             return Err("[migration] port is 0: give a UDP port".into());
         }

@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use crate::report::{Report, Status};
+use crate::{
+    migration::{Session, Verdict},
+    report::{Phase, Report, Status},
+};
 
 /// Reports that are remembered also when their file could not be written.
 const REMEMBERED: usize = 64;
@@ -22,10 +25,13 @@ pub(super) struct History {
 }
 
 impl History {
-    pub fn open(state_dir: &Path) -> std::io::Result<Self> {
+    /// Opens the directory. `known` are ids that are taken although no report is stored under them.
+    pub fn open(state_dir: &Path, known: &[String]) -> std::io::Result<Self> {
         let directory = state_dir.join("reports");
         std::fs::create_dir_all(&directory)?;
-        let next = numbers(&directory).into_iter().map(|(number, _)| number + 1).max().unwrap_or(1);
+        let stored = numbers(&directory).into_iter().map(|(number, _)| number);
+        let known = known.iter().filter_map(|id| number(id));
+        let next = stored.chain(known).max().map_or(1, |last| last + 1);
         Ok(Self { directory, next: AtomicU64::new(next), latest: Mutex::default() })
     }
 
@@ -52,16 +58,29 @@ impl History {
         }
     }
 
-    /// Adds to the report of a session that was left unsettled how it was settled.
-    pub fn settle(&self, session: u64, how: &str) {
-        let found = self.recent(REMEMBERED).into_iter().find(|report| report.session == session);
-        if let Some(mut report) = found
-            && report.status == Status::Unsettled
-        {
-            report.notes.push(format!("settled later: {how}"));
-            self.latest.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != report.id);
-            self.store(&report);
+    /// Adds to the report of a session how it was settled in the end. One that died with an earlier life of the agent
+    /// gets a report now.
+    pub fn settle(&self, host: &str, session: &Session, verdict: Verdict, how: &str) {
+        let mut report = self.read(&session.id).unwrap_or_else(|| Report {
+            id: session.id.clone(),
+            session: session.session,
+            vm: session.vm.clone(),
+            source: host.into(),
+            destination: session.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+            status: Status::Unsettled,
+            phase: Phase::Ended,
+            error_desc: Some("the agent ended while the migration was under way".into()),
+            ..Report::default()
+        });
+        if report.status == Status::Unsettled {
+            report.status = match verdict {
+                Verdict::Accepted => Status::Completed,
+                Verdict::Refused => Status::Failed,
+            };
         }
+        report.notes.push(format!("settled later: {how}"));
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != report.id);
+        self.store(&report);
     }
 
     pub fn read(&self, id: &str) -> Option<Report> {
@@ -115,24 +134,27 @@ mod tests {
     #[test]
     fn ids_go_on_after_a_restart_and_reports_come_back() {
         let dir = tempfile::tempdir().unwrap();
-        let history = History::open(dir.path()).unwrap();
+        let history = History::open(dir.path(), &[]).unwrap();
         for _ in 0..12 {
             let id = history.next_id("host-a");
             history.store(&Report { id, ..Report::default() });
         }
-        let again = History::open(dir.path()).unwrap();
+        let again = History::open(dir.path(), &[]).unwrap();
         assert_eq!(again.next_id("host-a"), "host-a-13");
         assert_eq!(
             again.recent(2).iter().map(|r| r.id.as_str()).collect::<Vec<_>>(),
             ["host-a-12", "host-a-11"]
         );
         assert!(again.read("../reports/host-a-1").is_none());
+        // One whose report died with its agent.
+        let again = History::open(dir.path(), &["host-a-20".into()]).unwrap();
+        assert_eq!(again.next_id("host-a"), "host-a-21");
     }
 
     #[test]
     fn a_full_disk_does_not_lose_the_latest_reports() {
         let dir = tempfile::tempdir().unwrap();
-        let history = History::open(dir.path()).unwrap();
+        let history = History::open(dir.path(), &[]).unwrap();
         std::fs::remove_dir_all(dir.path()).unwrap();
         let id = history.next_id("host-a");
         history.store(&Report { id: id.clone(), ..Report::default() });

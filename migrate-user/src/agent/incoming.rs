@@ -2,7 +2,7 @@
 //! machine.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -10,16 +10,16 @@ use std::{
 
 use migrate_common::PAGE_SIZE;
 
-use super::{Agent, settle};
+use super::{Agent, announcing, ram::RamFiles};
 use crate::{
     control::{Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
     memory::{
         Access, Digest, Mapping, PageHashes, PageSet, RESERVE_CHUNK, RamLayout, Reservation, data_extents,
     },
-    migration::{DestinationHost, MigrationError, Verdict},
-    network::{Announcer, Mac, find_uplink},
-    vmm::{DestinationVm, QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
+    migration::{DestinationHost, DestinationRecord, MigrationError, Recorded, Session, Unprepared, Verdict},
+    network::Announcer,
+    vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
 
 /// Without a new frame for this long, the missing ones of a round are taken for lost.
@@ -40,7 +40,12 @@ pub(super) struct IncomingHost {
     /// Name in the list of arriving VMs.
     listed: Option<String>,
     reserver: Option<JoinHandle<()>>,
-    session: Option<u64>,
+    session: Option<Session>,
+    definition: Option<VmDefinition>,
+    /// Emptied if the VM does not come to run here.
+    ram: RamFiles,
+    /// Address of the host that the VM comes from.
+    peer: IpAddr,
 }
 
 impl Drop for IncomingHost {
@@ -63,19 +68,24 @@ impl FeedbackTx for LaneFeedback {
 }
 
 impl IncomingHost {
-    pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, inbound: None, announcer: None, nics: 0, listed: None, reserver: None, session: None }
+    pub fn new(agent: Arc<Agent>, peer: IpAddr) -> Self {
+        Self {
+            agent,
+            inbound: None,
+            announcer: None,
+            nics: 0,
+            listed: None,
+            reserver: None,
+            session: None,
+            definition: None,
+            ram: RamFiles::default(),
+            peer,
+        }
     }
 
-    fn session(&self) -> Result<u64, MigrationError> {
-        self.session.ok_or_else(|| MigrationError::Host("no migration was prepared".into()))
-    }
-
-    fn unwritten(&self, error: &std::io::Error) -> MigrationError {
-        MigrationError::Host(format!(
-            "the journal {} takes no record: {error}; without it a handover is not safe: free space there",
-            self.agent.journal.path().display()
-        ))
+    /// Number of the session, once there is one.
+    pub fn session(&self) -> Option<u64> {
+        self.session.as_ref().map(|session| session.session)
     }
 
     fn inbound(&self) -> Result<&Arc<Inbound>, MigrationError> {
@@ -91,7 +101,8 @@ impl IncomingHost {
     ) -> Result<Prepared, MigrationError> {
         let facts = inspect(vm.qmp()).await?;
         fits(request, &facts)?;
-        self.open_announcer(definition, request, &facts)?;
+        let (announcer, nics) = announcing::open(definition, &request.macs, &facts)?;
+        (self.announcer, self.nics) = (Some(announcer), nics);
 
         let nic = self.agent.port.nic()?;
         let layout = RamLayout::new(request.backends.clone());
@@ -103,6 +114,7 @@ impl IncomingHost {
             .iter()
             .map(|file| Mapping::new(file.open(true)?, file.path.clone(), Access::Write))
             .collect::<Result<Vec<_>, _>>()?;
+        self.ram = RamFiles::open(&facts.files)?;
         let reservations = mappings.iter().map(Reservation::clear).collect::<Result<Vec<_>, _>>()?;
         enough_room(needed, &mappings)?;
 
@@ -160,35 +172,6 @@ impl IncomingHost {
                     request.ip, nic.name
                 ))
             })
-    }
-
-    /// Finds an uplink for every NIC before the VM runs: announcing must not fail when it is too late.
-    fn open_announcer(
-        &mut self,
-        definition: &VmDefinition,
-        request: &Prepare,
-        facts: &VmFacts,
-    ) -> Result<(), MigrationError> {
-        let mut uplinks: Vec<(Mac, String)> = Vec::new();
-        for &mac in &request.macs {
-            let defined =
-                definition.nics.iter().find(|nic| nic.mac == mac).and_then(|nic| nic.announce_on.clone());
-            let found = || {
-                let nic = facts.nics.iter().find(|nic| nic.mac == mac)?;
-                find_uplink(nic.bridge.as_deref()?)
-            };
-            let uplink = defined.or_else(found).ok_or_else(|| {
-                MigrationError::Host(format!(
-                    "cannot tell on which interface of this host to announce {mac}: add nics = [{{ mac = \"{mac}\", announce-on = \
-                     \"…\" }}] with the uplink's bridge port to the definition of {}",
-                    definition.name
-                ))
-            })?;
-            uplinks.push((mac, uplink));
-        }
-        self.nics = uplinks.len() as u32;
-        self.announcer = Some(Announcer::open(&uplinks)?);
-        Ok(())
     }
 }
 
@@ -273,9 +256,10 @@ fn reserve(inbound: &Arc<Inbound>, chunks: Vec<(u64, u64)>) -> Result<JoinHandle
 impl DestinationHost for IncomingHost {
     type Vm = QemuDestination;
 
-    async fn prepare(&mut self, request: &Prepare) -> Result<(Prepared, QemuDestination), MigrationError> {
+    fn admit(&mut self, request: &Prepare) -> Result<(), MigrationError> {
         let definition = VmDefinition::read(&self.agent.config.vms_dir, &request.vm)
             .map_err(|error| MigrationError::Host(error.to_string()))?;
+        self.agent.settlements.free(&request.vm)?;
         {
             let mut arriving = self.agent.arriving();
             if arriving.contains(&request.vm) {
@@ -284,23 +268,39 @@ impl DestinationHost for IncomingHost {
             arriving.push(request.vm.clone());
         }
         self.listed = Some(request.vm.clone());
-        self.agent.journal.wait(request.session, &request.vm).map_err(|error| self.unwritten(&error))?;
-        self.session = Some(request.session);
-        let mut vm = match QemuDestination::launch(&definition, &self.agent.config.state_dir).await {
-            Ok(vm) => vm,
-            Err(error) => {
-                self.refuse();
-                return Err(error.into());
-            }
-        };
+        self.definition = Some(definition);
+        self.session = Some(Session {
+            session: request.session,
+            id: request.id.clone(),
+            vm: request.vm.clone(),
+            peer: Some(SocketAddr::new(self.peer, request.control_port)),
+            keep_source: false,
+        });
+        Ok(())
+    }
+
+    async fn record(&mut self, record: DestinationRecord) -> Result<Recorded, MigrationError> {
+        let session = self.session.clone().ok_or_else(unprepared)?;
+        let number = session.session;
+        let write = self.agent.write_journal(move |journal| match record {
+            DestinationRecord::Waiting => journal.wait(session).map(|()| Recorded::Written),
+            DestinationRecord::Accepted => journal.decide(number, Verdict::Accepted),
+            DestinationRecord::Refused => journal.revoke(number).map(|()| Recorded::Written),
+            DestinationRecord::End(verdict) => journal.conclude(number, verdict).map(|()| Recorded::Written),
+        });
+        write.await
+    }
+
+    async fn prepare(
+        &mut self,
+        request: &Prepare,
+    ) -> Result<(Prepared, QemuDestination), Unprepared<QemuDestination>> {
+        let definition = self.definition.take().ok_or_else(unprepared)?;
+        let config = &self.agent.config;
+        let vm = QemuDestination::launch(&definition, &config.state_dir, config.limits.vmm()).await?;
         match self.receive_into(&vm, &definition, request).await {
             Ok(prepared) => Ok((prepared, vm)),
-            Err(error) => {
-                if vm.destroy().await {
-                    self.refuse();
-                }
-                Err(error)
-            }
+            Err(error) => Err(Unprepared { error, vm: Some(vm) }),
         }
     }
 
@@ -394,42 +394,30 @@ impl DestinationHost for IncomingHost {
         }
     }
 
-    fn accept(&mut self) -> Result<(), MigrationError> {
-        let session = self.session()?;
-        let verdict = self.agent.journal.decide(session, Verdict::Accepted);
-        match verdict.map_err(|error| self.unwritten(&error))? {
-            Verdict::Accepted => Ok(()),
-            Verdict::Refused => {
-                Err(MigrationError::Host("the source was told that the VM is not taken here".into()))
-            }
-        }
+    async fn settle(&mut self, session: u64) -> Result<Verdict, MigrationError> {
+        let answer = self.agent.write_journal(move |journal| journal.asked_by_source(session)).await?;
+        answer
+            .ok_or_else(|| MigrationError::Host("whose the VM is, is just being found out: ask again".into()))
     }
 
-    fn refuse(&mut self) {
-        let Ok(session) = self.session() else { return };
-        match self.agent.journal.revoke(session) {
-            Ok(()) => settle::conclude(&self.agent, session),
-            // It stays open in the journal and is settled after a restart.
-            Err(error) => tracing::error!("{}", self.unwritten(&error)),
-        }
+    async fn claim(&mut self, session: u64, whole: bool) -> Result<Verdict, MigrationError> {
+        let answer =
+            self.agent.write_journal(move |journal| journal.claimed_by_destination(session, whole)).await?;
+        answer.ok_or_else(|| MigrationError::Host("whose the VM is, is not known here: ask again".into()))
     }
 
-    fn verdict(&mut self, session: u64) -> Result<Verdict, MigrationError> {
-        let verdict = self.agent.journal.decide(session, Verdict::Refused);
-        let verdict = verdict.map_err(|error| self.unwritten(&error))?;
-        // Taken, but not running yet: should it fail to start, the source must have it back.
-        if verdict == Verdict::Accepted && self.agent.journal.is_open(session) {
-            return Err(MigrationError::Host("the VM is just being taken: ask again".into()));
-        }
-        Ok(verdict)
+    fn give_back(&mut self) {
+        std::mem::take(&mut self.ram).empty();
     }
 
     fn keep(&mut self, vm: QemuDestination) {
+        self.ram = RamFiles::default();
         vm.hand_over();
-        if let Ok(session) = self.session() {
-            settle::conclude(&self.agent, session);
-        }
     }
+}
+
+fn unprepared() -> MigrationError {
+    MigrationError::Host("no migration was prepared".into())
 }
 
 /// Waits until `expected` frames have come, or none has come for `quiet`.

@@ -1,17 +1,22 @@
 //! The agent of one host: owns the migration NIC, runs migrations, answers the operator and other agents.
 
+mod announcing;
 mod api;
 mod config;
 mod history;
 mod incoming;
 mod outgoing;
 mod port;
+mod ram;
 mod settle;
 mod worker;
 
-pub use api::{CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, Started, StatusAnswer};
+pub use api::{
+    CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, Started, StatusAnswer,
+};
 pub use config::{AgentConfig, ConfigError};
 pub use port::{Port, PortStatus};
+pub use settle::{Choice, Unsettled};
 
 use std::{
     collections::HashMap,
@@ -23,7 +28,7 @@ use tokio::sync::watch;
 
 use crate::{
     control::{self, ControlError, split},
-    migration::{Cancel, DestinationMigration, Journal},
+    migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
     report::{Recorder, Report, Status},
 };
 use history::History;
@@ -34,7 +39,8 @@ pub struct Agent {
     config: AgentConfig,
     port: Arc<Port>,
     history: History,
-    journal: Journal,
+    journal: Arc<Journal>,
+    settlements: settle::Settlements,
     active: Mutex<HashMap<String, Active>>,
     arriving: Mutex<Vec<String>>,
 }
@@ -54,7 +60,7 @@ pub enum AgentError {
     Config(#[from] ConfigError),
     /// The migration.
     #[error(transparent)]
-    Migration(#[from] crate::migration::MigrationError),
+    Migration(#[from] MigrationError),
     /// The VM's definition.
     #[error(transparent)]
     Definition(#[from] crate::vmm::DefinitionError),
@@ -86,16 +92,16 @@ impl Agent {
                 "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
             ));
         }
-        let history = History::open(&config.state_dir).map_err(|error| {
-            AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
-        })?;
         let journal_path = config.state_dir.join("handover.journal");
-        let journal = Journal::open(&journal_path).map_err(|error| {
+        let journal = Arc::new(Journal::open(&journal_path).map_err(|error| {
             AgentError::Host(format!(
                 "cannot use the journal {}: {error}; if it is damaged, see on both hosts which VMs run (`query-status`), then \
                  move the file away",
                 journal_path.display()
             ))
+        })?);
+        let history = History::open(&config.state_dir, &journal.ids()).map_err(|error| {
+            AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
         })?;
         let listener = patiently(|| Ok(control::listen(config.control.listen)?)).await?;
         let port = Arc::new(patiently(|| Port::open(&config.migration)).await?);
@@ -104,6 +110,7 @@ impl Agent {
             port,
             history,
             journal,
+            settlements: settle::Settlements::default(),
             active: Mutex::default(),
             arriving: Mutex::default(),
             config,
@@ -143,6 +150,30 @@ impl Agent {
         tracing::warn!("a migration did not end within 10 s; its VM is where `xferry status` last said");
     }
 
+    /// Writes to the journal, off the runtime's threads and within its time limit.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    async fn write_journal<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Journal) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, MigrationError> {
+        let journal = Arc::clone(&self.journal);
+        let limit = self.config.limits.journal;
+        let task = tokio::task::spawn_blocking(move || write(&journal));
+        let written = match tokio::time::timeout(Limits::of(limit), task).await {
+            Ok(Ok(written)) => written.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("its disk did not answer within {limit} s")),
+        };
+        written.map_err(|problem| {
+            MigrationError::Host(format!(
+                "the journal {} takes no record: {problem}; without it a handover is not safe: free space there",
+                self.journal.path().display()
+            ))
+        })
+    }
+
     fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,6 +186,7 @@ impl Agent {
     fn start(self: &Arc<Self>, request: MigrateRequest) -> Result<String, AgentError> {
         let definition = crate::vmm::VmDefinition::read(&self.config.vms_dir, &request.vm)?;
         let peer = self.config.peer(&request.to)?;
+        self.settlements.free(&request.vm)?;
         let id = self.history.next_id(&self.config.name);
         let (cancel, cancelled) = Cancel::pair();
         let record = Recorder::new(Report {
@@ -175,12 +207,11 @@ impl Agent {
         let key = id.clone();
         tokio::spawn(async move {
             outgoing::migrate(&agent, &definition, peer, request, record.clone(), cancelled).await;
-            agent.history.store(&record.snapshot());
-            agent.active().remove(&key);
             let report = record.snapshot();
-            if report.status == Status::Unsettled {
-                settle::recover(&agent, Some(report.session));
-            }
+            agent.history.store(&report);
+            // What is still open goes on being settled, and keeps the VM from anything else.
+            settle::recover(&agent, Some(report.session));
+            agent.active().remove(&key);
         });
         Ok(id)
     }
@@ -225,6 +256,7 @@ impl Agent {
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
             arriving: self.arriving().clone(),
+            unsettled: self.settlements.shown(),
             recent: self.history.recent(10),
         }
     }
@@ -254,12 +286,13 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
             Ok((stream, peer)) => {
                 let agent = Arc::clone(&agent);
                 tokio::spawn(async move {
-                    if let Err(error) = control::tune(&stream) {
+                    let dead_peer = Limits::of(agent.config.limits.dead_peer);
+                    if let Err(error) = control::tune(&stream, dead_peer) {
                         tracing::warn!(%peer, %error, "connection not usable");
                         return;
                     }
                     let mut channel = split(stream);
-                    let mut host = IncomingHost::new(Arc::clone(&agent));
+                    let mut host = IncomingHost::new(Arc::clone(&agent), peer.ip());
                     let migration = DestinationMigration::new(
                         &mut host,
                         &mut channel,
@@ -270,6 +303,10 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
                         Ok(true) => tracing::info!(%peer, "a VM has arrived"),
                         Ok(false) => tracing::info!(%peer, "an earlier migration is settled"),
                         Err(error) => tracing::info!(%peer, %error, "no VM has arrived"),
+                    }
+                    // What could not be brought to its end in time goes on being settled.
+                    if let Some(session) = host.session() {
+                        settle::recover(&agent, Some(session));
                     }
                 });
             }
@@ -291,7 +328,7 @@ pub async fn run(config: &Path) -> Result<(), AgentError> {
 
 impl AgentError {
     fn in_use(&self) -> bool {
-        use crate::{migration::MigrationError, network::NetworkError, xsk::XskError};
+        use crate::{network::NetworkError, xsk::XskError};
         match self {
             Self::Migration(MigrationError::Control(ControlError::Listen { source, .. })) => {
                 source.kind() == std::io::ErrorKind::AddrInUse

@@ -1,9 +1,7 @@
 //! A VM leaves this host: QEMU, its memory and the page stream behind the source's state machine.
 
 use std::{
-    fs::File,
     net::{IpAddr, SocketAddr, UdpSocket},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,20 +12,21 @@ use std::{
 use super::{
     Agent, MigrateRequest,
     port::{LeasedSink, Port},
+    ram::RamFiles,
     refuse, settle,
 };
 use crate::{
-    control::{self, Prepare, Prepared, split},
+    control::{self, Message, Prepare, Prepared, split},
     datapath::{
         Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
     memory::{
-        self, Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes,
-        PageSet, RESERVE_CHUNK, RamFile, RamLayout, data_extents,
+        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes, PageSet,
+        RESERVE_CHUNK, RamFile, RamLayout, data_extents,
     },
     migration::{
-        Cancel, MigrationError, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan,
-        Verdict,
+        Cancel, Limits, MigrationError, PageStream, RoundSent, Session, SourceHost, SourceMemory,
+        SourceMigration, SourcePlan, SourceRecord, Verdict,
     },
     network::{AttachMode, Nic},
     report::Recorder,
@@ -38,9 +37,6 @@ use crate::{
 const FIRST_SOURCE_PORT: u16 = 49_152;
 /// Longest predicted blackout when the operator says nothing (QEMU's `downtime-limit`).
 const DEFAULT_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
-
-/// How long a source asks a destination that did not confirm, before it leaves the VM paused.
-const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// All that is needed to migrate or to check.
 struct Departure {
@@ -90,7 +86,8 @@ async fn depart(
     request: &MigrateRequest,
     record: &Recorder,
 ) -> Result<Departure, MigrationError> {
-    let qmp = Qmp::connect(&definition.qmp).await.map_err(VmmError::from)?;
+    let limits = agent.config.limits;
+    let qmp = Qmp::connect(&definition.qmp, limits.vmm().answer).await.map_err(VmmError::from)?;
     let facts = inspect(&qmp).await?;
     let unfit =
         |reason: String| MigrationError::from(VmmError::Unfit { vm: definition.name.clone(), reason });
@@ -131,6 +128,8 @@ async fn depart(
     let host = OutgoingHost::open(agent, peer, &nic, session, request, &memory, record)?;
     let prepare = Prepare {
         session,
+        id: record.snapshot().id,
+        control_port: agent.config.control.listen.port(),
         vm: definition.name.clone(),
         vmm_version: facts.version.clone(),
         machine: facts.machine.clone(),
@@ -145,9 +144,15 @@ async fn depart(
         verify: request.verify,
         check_only: false,
     };
-    let stream = control::connect(peer, Some(agent.config.control.listen.ip())).await?;
+    let connect = control::connect(
+        peer,
+        Some(agent.config.control.listen.ip()),
+        Limits::of(limits.connect),
+        Limits::of(limits.dead_peer),
+    );
+    let stream = connect.await?;
     Ok(Departure {
-        vm: QemuSource::new(definition.name.clone(), qmp),
+        vm: QemuSource::new(definition.name.clone(), qmp, limits.vmm()),
         memory,
         host,
         plan: SourcePlan {
@@ -157,7 +162,8 @@ async fn depart(
             quiesced,
             downtime_limit: request.downtime_limit_ms.map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
             timeout: request.timeout_s.map(Duration::from_secs),
-            limits: agent.config.limits,
+            keep_source: request.keep_source,
+            limits,
         },
         channel: split(stream),
     })
@@ -171,7 +177,7 @@ struct GuestMemory {
     sent: Arc<AtomicPageSet>,
     files: Option<Vec<RamFile>>,
     /// The same files, open for writing: to empty them when the VM has left.
-    emptied_later: Vec<(PathBuf, File)>,
+    emptied_later: RamFiles,
     tracker: Option<DirtyTracker>,
 }
 
@@ -191,11 +197,7 @@ impl GuestMemory {
                 )));
             }
         }
-        let emptied_later = facts
-            .files
-            .iter()
-            .map(|file| Ok((file.path.clone(), file.open(true)?)))
-            .collect::<Result<_, MemoryError>>()?;
+        let emptied_later = RamFiles::open(&facts.files)?;
         // Looked up again rather than taken from the facts: the tracker owns its list.
         let files = facts
             .files
@@ -275,7 +277,7 @@ impl SourceMemory for GuestMemory {
     }
 
     fn discard(&mut self) -> Result<(), MemoryError> {
-        self.emptied_later.iter().try_for_each(|(path, file)| memory::empty(file, path))
+        self.emptied_later.try_empty()
     }
 
     fn release(&mut self) {
@@ -286,11 +288,10 @@ impl SourceMemory for GuestMemory {
 /// This host's part: journal, NIC, send queues, feedback sockets.
 struct OutgoingHost {
     agent: Arc<Agent>,
-    vm: String,
     peer: SocketAddr,
     port: Arc<Port>,
     nic: Nic,
-    session: u64,
+    session: Session,
     bandwidth: Option<u64>,
     sinks: Vec<LeasedSink>,
     feedback: Vec<UdpSocket>,
@@ -324,11 +325,16 @@ impl OutgoingHost {
             })?;
         Ok(Self {
             agent: Arc::clone(agent),
-            vm: request.vm.clone(),
             peer,
             port: Arc::clone(&agent.port),
             nic: nic.clone(),
-            session,
+            session: Session {
+                session,
+                id: record.snapshot().id,
+                vm: request.vm.clone(),
+                peer: Some(peer),
+                keep_source: request.keep_source,
+            },
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
             sinks,
             feedback,
@@ -365,28 +371,21 @@ impl OutgoingHost {
 impl SourceHost for OutgoingHost {
     type Stream = OutgoingStream;
 
-    fn offer(&mut self) -> Result<(), MigrationError> {
-        self.agent.journal.offer(self.session, &self.vm, self.peer).map_err(|error| {
-            MigrationError::Host(format!(
-                "the journal {} takes no record: {error}; without it a handover is not safe: free space there",
-                self.agent.journal.path().display()
-            ))
-        })
+    async fn record(&mut self, record: SourceRecord) -> Result<(), MigrationError> {
+        let session = self.session.clone();
+        let number = session.session;
+        let write = self.agent.write_journal(move |journal| match record {
+            SourceRecord::Offer => journal.offer(session),
+            SourceRecord::Commit => journal.commit(number),
+            SourceRecord::End(verdict) => journal.conclude(number, verdict),
+        });
+        write.await
     }
 
-    async fn settle(&mut self) -> Option<Verdict> {
-        settle::ask_until(
-            self.peer,
-            &self.agent.config.name,
-            self.session,
-            self.agent.config.limits,
-            SETTLE_LIMIT,
-        )
-        .await
-    }
-
-    fn conclude(&mut self) {
-        settle::conclude(&self.agent, self.session);
+    async fn ask(&mut self) -> Option<Verdict> {
+        let question = Message::Settle { session: self.session.session };
+        let asking = settle::ask_until_answered(&self.agent, self.peer, question, |_| {});
+        tokio::time::timeout(Limits::of(self.agent.config.limits.settle), asking).await.ok()
     }
 
     async fn open_stream(&mut self, prepared: &Prepared) -> Result<OutgoingStream, MigrationError> {
@@ -403,7 +402,7 @@ impl SourceHost for OutgoingHost {
                 .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
             frames = Some(layout);
             let config = LaneConfig {
-                session: self.session,
+                session: self.session.session,
                 lane: lane as u16,
                 frames: layout,
                 path,

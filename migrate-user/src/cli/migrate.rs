@@ -34,6 +34,9 @@ pub struct MigrateArgs {
     /// Prove that all RAM is equal: `hash` without downtime, `full` by reading all RAM while the VM is stopped
     #[arg(long, value_name = "HOW", num_args = 0..=1, default_missing_value = "hash", require_equals = true)]
     verify: Option<VerifyMode>,
+    /// Keep the VM's stopped QEMU here when it runs there, for debugging; it must never run again
+    #[arg(long)]
+    keep_source: bool,
     /// Print the report as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -47,6 +50,7 @@ pub async fn run(client: &Client, arguments: MigrateArgs) -> Result<u8> {
         downtime_limit_ms: arguments.downtime_limit,
         timeout_s: arguments.timeout,
         verify: arguments.verify,
+        keep_source: arguments.keep_source,
     };
     let Started { id } = client.post("/v1/migrations", &request).await?;
     let mut view = View::new(arguments.json);

@@ -3,6 +3,7 @@
 mod client;
 mod load;
 mod migrate;
+mod resolve;
 mod show;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Command {
         /// Id of the migration; not needed when there is only one
         id: Option<String>,
     },
+    /// Decide about a VM that the two hosts cannot settle, because one of them is gone for good
+    Resolve(resolve::ResolveArgs),
     /// What a migration did
     Report {
         /// Id of the migration; the latest when not given
@@ -82,6 +85,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Command::Load(arguments) => load::run(&arguments),
+        Command::Resolve(arguments) => resolve::run(&client, arguments).await,
         Command::Migrate(arguments) => migrate::run(&client, arguments).await,
         Command::Check(arguments) => show::check(&client, &arguments.vm, &arguments.to, arguments.json).await,
         Command::Status { json } => show::status(&client, json).await,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 use xferry::{
-    agent::{CancelAnswer, CheckAnswer, MigrateRequest, Progress},
+    agent::{CancelAnswer, CheckAnswer, MigrateRequest, Progress, Unsettled},
     report::{self, Report},
 };
 
@@ -17,6 +17,7 @@ pub async fn check(client: &Client, vm: &str, to: &str, json: bool) -> Result<u8
         downtime_limit_ms: None,
         timeout_s: None,
         verify: None,
+        keep_source: false,
     };
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;
     if json {
@@ -89,6 +90,17 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
     }
     for vm in status["arriving"].as_array().into_iter().flatten() {
         println!("  arriving  {}", text(vm));
+    }
+    let unsettled: Vec<Unsettled> = serde_json::from_value(status["unsettled"].clone()).unwrap_or_default();
+    for open in unsettled {
+        println!("  UNSETTLED {} {}: {}", open.id, open.vm, open.state);
+        if let Some(choice) = &open.choice {
+            println!(
+                "  If the other host is gone for good, `xferry resolve {}` with one of these, whose condition must hold:",
+                open.id
+            );
+            print!("{}", super::resolve::explained(choice));
+        }
     }
     for report in reports("recent") {
         let reason = report.error_desc.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();

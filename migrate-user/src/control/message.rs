@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Version of the control protocol. Agents with different ones refuse each other.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// How a migration is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -31,6 +31,10 @@ pub enum VerifyMode {
 pub struct Prepare {
     /// Number of this migration, the page stream's session.
     pub session: u64,
+    /// Its name for operators.
+    pub id: String,
+    /// TCP port on which the source's agent answers questions.
+    pub control_port: u16,
     /// Name of the VM, the same on both hosts.
     pub vm: String,
     /// VMM's version at the source.
@@ -157,6 +161,11 @@ pub enum Message {
     Commit(Commit),
     /// Destination: it runs.
     Running(Running),
+    /// Destination: it began to run, and its VMM died. It must not run again anywhere: its disks may have been written.
+    Died {
+        /// What is known of it.
+        reason: String,
+    },
     /// Source: it is over, nothing more follows.
     Done,
     /// Source, after its hello on a new connection: did you take the VM of this session? If not, you never will.
@@ -164,9 +173,17 @@ pub enum Message {
         /// The session.
         session: u64,
     },
-    /// Destination: that is how it stands, for good.
+    /// Destination, after its hello on a new connection to the source: I took the VM of this session and died before I
+    /// wrote that it runs. May it run here?
+    Claim {
+        /// The session.
+        session: u64,
+        /// Whether it is here, whole and stopped; if not, the question is only whether it is known to have run here.
+        whole: bool,
+    },
+    /// Answer to either: that is how it stands, for good.
     Settled {
-        /// Whether it took the VM.
+        /// Whether the VM is the destination's.
         accepted: bool,
     },
     /// Either side gives up; the source keeps the VM.
@@ -191,8 +208,10 @@ impl Message {
             Self::Loaded { .. } => "loaded",
             Self::Commit(_) => "commit",
             Self::Running(_) => "running",
+            Self::Died { .. } => "died",
             Self::Done => "done",
             Self::Settle { .. } => "settle",
+            Self::Claim { .. } => "claim",
             Self::Settled { .. } => "settled",
             Self::Abort { .. } => "abort",
         }

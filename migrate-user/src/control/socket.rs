@@ -7,25 +7,24 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::ControlError;
 
-/// Silence after which the peer's kernel is asked whether it lives.
-const KEEPALIVE: Duration = Duration::from_secs(2);
-/// Time after which unacknowledged data breaks the connection (RFC 5482, `TCP_USER_TIMEOUT` of tcp(7)).
-const USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the connection to be made.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Probes of a silent peer's kernel within the time that it has.
+const KEEPALIVE_PROBES: u32 = 4;
 const BACKLOG: i32 = 64;
 
-/// Sets what every control connection needs: no delay for small messages, keep-alive, a limit on silence.
+/// Sets what every control connection needs: no delay for small messages, keep-alive, and that it breaks when the
+/// peer's kernel is silent for `dead_peer` (RFC 5482, `TCP_USER_TIMEOUT` of tcp(7)).
 ///
 /// # Errors
 /// What the kernel says.
-pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
+pub fn tune(stream: &TcpStream, dead_peer: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
+    // The kernel counts in seconds here.
+    let interval = (dead_peer / KEEPALIVE_PROBES).max(Duration::from_secs(1));
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3),
+        &TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(KEEPALIVE_PROBES - 1),
     )?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(dead_peer))?;
     Ok(())
 }
 
@@ -45,13 +44,15 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, ControlError> {
     bound.map_err(|source| ControlError::Listen { address, source })
 }
 
-/// Connects to the agent at `address`, from `local` where given.
+/// Connects to the agent at `address` within `limit`, from `local` where given; `dead_peer` as for [`tune`].
 ///
 /// # Errors
 /// [`ControlError::Connect`].
 pub async fn connect(
     address: SocketAddr,
     local: Option<std::net::IpAddr>,
+    limit: Duration,
+    dead_peer: Duration,
 ) -> Result<TcpStream, ControlError> {
     let failed = |source| ControlError::Connect { address, source };
     let socket =
@@ -61,10 +62,10 @@ pub async fn connect(
     {
         socket.bind(SocketAddr::new(local, 0)).map_err(failed)?;
     }
-    let stream = tokio::time::timeout(CONNECT_LIMIT, socket.connect(address))
+    let stream = tokio::time::timeout(limit, socket.connect(address))
         .await
         .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
         .map_err(failed)?;
-    tune(&stream).map_err(failed)?;
+    tune(&stream, dead_peer).map_err(failed)?;
     Ok(stream)
 }

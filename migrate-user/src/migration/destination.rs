@@ -1,13 +1,12 @@
 //! The host that the VM comes to.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+mod closing;
 
-use super::{Limits, MigrationError, Verdict};
+use std::{future::Future, time::Duration};
+
+use super::{DestinationHandover, DestinationStep, Limits, MigrationError, Recorded, Verdict};
 use crate::{
-    control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
+    control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::LaneLosses,
     memory::Digest,
     vmm::DestinationVm,
@@ -20,11 +19,25 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 pub trait DestinationHost: Send {
     /// A VM that waits for its state.
     type Vm: DestinationVm;
-    /// Starts the waiting VM, reserves its memory and opens the page stream. On error nothing of it is left.
+    /// Whether this VM may come at all, before anything is written or started.
+    ///
+    /// # Errors
+    /// Why not.
+    fn admit(&mut self, request: &Prepare) -> Result<(), MigrationError>;
+    /// Writes something down, unless the opposite was decided before; returns when it is on disk.
+    ///
+    /// # Errors
+    /// When it cannot be written: then what it allows must not be done.
+    fn record(
+        &mut self,
+        record: DestinationRecord,
+    ) -> impl Future<Output = Result<Recorded, MigrationError>> + Send;
+    /// Starts the waiting VM, reserves its memory and opens the page stream. On error also what of the VM is left to be
+    /// ended.
     fn prepare(
         &mut self,
         request: &Prepare,
-    ) -> impl Future<Output = Result<(Prepared, Self::Vm), MigrationError>> + Send;
+    ) -> impl Future<Output = Result<(Prepared, Self::Vm), Unprepared<Self::Vm>>> + Send;
     /// Waits shortly for `sent` probe frames and returns how many came.
     fn probes(&mut self, sent: u32) -> impl Future<Output = u64> + Send;
     /// Waits until all `frames` (by lane) of `epoch` have come, or no more come, and closes it. `last` says that the
@@ -43,22 +56,54 @@ pub trait DestinationHost: Send {
     fn progress(&self) -> u64;
     /// Ends the page stream; no frame is placed after it.
     fn close_stream(&mut self) -> impl Future<Output = ()> + Send;
-    /// Writes down that the VM is taken. Called before it runs.
+    /// Answers a source that asks about a session over a new connection.
     ///
     /// # Errors
-    /// When a source that asked meanwhile was told that it is not, or it cannot be written: then it must not run.
-    fn accept(&mut self) -> Result<(), MigrationError>;
-    /// Writes down that the VM never ran here and never will.
-    fn refuse(&mut self);
-    /// Decides about a session that a source asks for over a new connection.
+    /// When there is no answer yet, or it cannot be written down.
+    fn settle(&mut self, session: u64) -> impl Future<Output = Result<Verdict, MigrationError>> + Send;
+    /// Answers a destination that took a VM which left this host, and died; see
+    /// [`super::SessionState::claimed_by_destination`].
     ///
     /// # Errors
-    /// When the decision cannot be written down.
-    fn verdict(&mut self, session: u64) -> Result<Verdict, MigrationError>;
+    /// When there is no answer yet, or it cannot be written down.
+    fn claim(
+        &mut self,
+        session: u64,
+        whole: bool,
+    ) -> impl Future<Output = Result<Verdict, MigrationError>> + Send;
     /// Tells the network that the VM is here. Returns announcements sent and planned in all.
     fn announce(&mut self) -> (u32, u32);
+    /// The VM is gone and never ran: gives back what was reserved for it.
+    fn give_back(&mut self);
     /// The VM runs: lets go of it.
     fn keep(&mut self, vm: Self::Vm);
+}
+
+/// What the destination writes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationRecord {
+    /// A VMM is about to wait here.
+    Waiting,
+    /// The VM is taken, unless it was refused before.
+    Accepted,
+    /// The VM never ran here and never will.
+    Refused,
+    /// Nothing is left to do, and that is whose the VM is.
+    End(Verdict),
+}
+
+/// Why a VM cannot be received, and what of it is left to be ended.
+pub struct Unprepared<V> {
+    /// Why.
+    pub error: MigrationError,
+    /// What waits, if anything does.
+    pub vm: Option<V>,
+}
+
+impl<V, E: Into<MigrationError>> From<E> for Unprepared<V> {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), vm: None }
+    }
 }
 
 /// What the destination has in its hands.
@@ -84,48 +129,32 @@ pub struct DestinationMigration<'a, H: DestinationHost, C> {
     own_name: String,
     limits: Limits,
     state: Option<State<H::Vm>>,
+    handover: DestinationHandover,
 }
 
 impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
     /// Puts the parts together.
     pub fn new(host: &'a mut H, channel: &'a mut C, own_name: String, limits: Limits) -> Self {
-        Self { host, channel, own_name, limits, state: Some(State::Greeted) }
+        Self {
+            host,
+            channel,
+            own_name,
+            limits,
+            state: Some(State::Greeted),
+            handover: DestinationHandover::default(),
+        }
     }
 
     /// Serves one source to the end. Whether the VM runs here now: a source may also only have asked.
     ///
     /// # Errors
-    /// Why it does not. Nothing of the half-made VM is left then.
+    /// Why it does not. Nothing of the half-made VM is left then, or the journal says that something may be.
     pub async fn run(mut self) -> Result<bool, MigrationError> {
-        let result = self.serve().await;
+        let served = self.serve().await;
         self.host.close_stream().await;
-        match result {
+        match served {
             Ok(()) => Ok(matches!(self.state, Some(State::Running))),
-            Err(error) => {
-                let half_made = match self.state.take() {
-                    Some(
-                        State::Receiving { vm, .. } | State::Loading { vm, .. } | State::Loaded { vm, .. },
-                    ) => Some(vm),
-                    // What runs is not touched, whatever happens to the connection.
-                    Some(State::Running) => return Ok(true),
-                    _ => None,
-                };
-                if let Some(mut vm) = half_made
-                    && !vm.destroy().await
-                {
-                    // The source takes an abort for the promise that nothing runs here. It cannot be given.
-                    return Err(error);
-                }
-                self.host.refuse();
-                let abort = Message::Abort { reason: error.to_string() };
-                // The source notices a lost connection by itself.
-                if self.channel.send(Item::Message(abort)).await.is_ok() {
-                    // Hanging up with unread items would throw the reason away on its way (TCP resets).
-                    let drain = async { while self.channel.recv("its end", DRAIN_LIMIT).await.is_ok() {} };
-                    let _ = tokio::time::timeout(DRAIN_LIMIT, drain).await;
-                }
-                Err(error)
-            }
+            Err(error) => self.close(error).await,
         }
     }
 
@@ -201,15 +230,28 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         };
         match (state, item) {
             (State::Greeted, Item::Message(Message::Prepare(request))) => {
-                // Nothing is held yet: a failure in here leaves nothing behind.
                 self.state = Some(State::Greeted);
-                let (prepared, vm) = self.host.prepare(&request).await?;
-                self.state = Some(State::Receiving { vm, verify: request.verify });
-                self.say(Message::Prepared(prepared)).await
+                self.host.admit(&request)?;
+                self.record(DestinationRecord::Waiting).await?;
+                match self.host.prepare(&request).await {
+                    Ok((prepared, vm)) => {
+                        self.state = Some(State::Receiving { vm, verify: request.verify });
+                        self.say(Message::Prepared(prepared)).await
+                    }
+                    Err(Unprepared { error, vm }) => {
+                        self.state = vm.map(|vm| State::Receiving { vm, verify: request.verify });
+                        Err(error)
+                    }
+                }
             }
             (State::Greeted, Item::Message(Message::Settle { session })) => {
                 self.state = Some(State::Answered);
-                let accepted = self.host.verdict(session)? == Verdict::Accepted;
+                let accepted = self.host.settle(session).await? == Verdict::Accepted;
+                self.say(Message::Settled { accepted }).await
+            }
+            (State::Greeted, Item::Message(Message::Claim { session, whole })) => {
+                self.state = Some(State::Answered);
+                let accepted = self.host.claim(session, whole).await? == Verdict::Accepted;
                 self.say(Message::Settled { accepted }).await
             }
             (state @ State::Receiving { .. }, Item::Message(Message::Probed { frames })) => {
@@ -260,27 +302,9 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 let shown = digest.filter(|_| verify == Some(VerifyMode::Full));
                 self.say(Message::Loaded { digest: shown }).await
             }
-            (State::Loaded { mut vm, verify, digest }, Item::Message(Message::Commit(_))) => {
-                let begun = Instant::now();
-                let ran = match self.host.accept() {
-                    Ok(()) => vm.run().await.map_err(MigrationError::from),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = ran {
-                    self.state = Some(State::Loaded { vm, verify, digest });
-                    return Err(error);
-                }
-                // It runs: nothing below may undo that.
-                self.state = Some(State::Running);
-                let (announced, announcements) = self.host.announce();
-                self.host.keep(vm);
-                let running = Running {
-                    resume_ms: begun.elapsed().as_secs_f64() * 1e3,
-                    announced,
-                    announcements,
-                    digest: digest.filter(|_| verify == Some(VerifyMode::Hash)),
-                };
-                self.say(Message::Running(running)).await
+            (State::Loaded { vm, verify, digest }, Item::Message(Message::Commit(_))) => {
+                self.handover.committed();
+                self.take(vm, verify, digest).await
             }
             (state, item) => {
                 self.state = Some(state);

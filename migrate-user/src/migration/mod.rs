@@ -7,6 +7,7 @@
 
 mod convergence;
 mod destination;
+mod handover;
 mod journal;
 mod limits;
 mod source;
@@ -14,10 +15,16 @@ mod source;
 mod tests;
 
 pub use convergence::{Decision, Policy, RoundFigures};
-pub use destination::{DestinationHost, DestinationMigration};
-pub use journal::{Journal, OpenSession, Role, Verdict};
+pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Unprepared};
+pub use handover::{
+    Answer, Change, DestinationHandover, DestinationStep, Recorded, Resolution, Seen, SessionState,
+    SourceHandover, SourceStep, Verdict, Word,
+};
+pub use journal::{Journal, OpenSession, Role, Session};
 pub use limits::Limits;
-pub use source::{Cancel, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan};
+pub use source::{
+    Cancel, PageStream, RoundSent, SourceHost, SourceMemory, SourceMigration, SourcePlan, SourceRecord,
+};
 
 use crate::{
     control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError,

@@ -1,5 +1,7 @@
 //! The host that the VM leaves.
 
+mod closing;
+
 use std::{
     future::Future,
     sync::Arc,
@@ -9,12 +11,12 @@ use std::{
 use migrate_common::PAGE_SIZE;
 use tokio::sync::watch;
 
-use super::{Decision, Limits, MigrationError, Policy, RoundFigures, Verdict};
+use super::{Decision, Limits, MigrationError, Policy, RoundFigures, SourceHandover, Verdict};
 use crate::{
-    control::{Channel, Commit, Item, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode},
+    control::{Channel, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::LaneLosses,
     memory::{Digest, MemoryError, PageSet},
-    report::{Phase, Recorder, Round, Status},
+    report::{Phase, Recorder, Round},
     vmm::SourceVm,
 };
 
@@ -68,17 +70,28 @@ pub trait PageStream: Send {
     fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet;
 }
 
+/// What the source writes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceRecord {
+    /// The VM is offered: it is about to be touched.
+    Offer,
+    /// The commit may be sent from here on.
+    Commit,
+    /// Nothing is left to do, and that is whose the VM is.
+    End(Verdict),
+}
+
 /// What the source's host provides once the destination is ready.
 pub trait SourceHost: Send {
     /// Its page stream.
     type Stream: PageStream;
-    /// Writes down that the VM is offered to the destination. From here on only [`settle`](Self::settle) or the
-    /// destination's own word tells who has it.
-    fn offer(&mut self) -> Result<(), MigrationError>;
+    /// Writes something down; returns when it is on disk.
+    ///
+    /// # Errors
+    /// When it is not: then what it allows must not be done.
+    fn record(&mut self, record: SourceRecord) -> impl Future<Output = Result<(), MigrationError>> + Send;
     /// Asks the destination over a new connection who has the VM, for a while. `None` when it cannot be reached.
-    fn settle(&mut self) -> impl Future<Output = Option<Verdict>> + Send;
-    /// Writes down that it is known who has the VM.
-    fn conclude(&mut self);
+    fn ask(&mut self) -> impl Future<Output = Option<Verdict>> + Send;
     /// Opens the page stream towards the destination.
     fn open_stream(
         &mut self,
@@ -118,6 +131,8 @@ pub struct SourcePlan {
     pub quiesced: bool,
     /// Longest blackout that the last round may be predicted to cause.
     pub downtime_limit: Duration,
+    /// Whether the stopped VM is kept here when it runs there, for debugging.
+    pub keep_source: bool,
     /// Limit for everything up to the commit.
     pub timeout: Option<Duration>,
     /// Limits for each wait.
@@ -132,6 +147,7 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     channel: &'a mut C,
     plan: SourcePlan,
     record: Recorder,
+    handover: SourceHandover,
     stream: Option<H::Stream>,
     epoch: u32,
     stopped_at: Option<Instant>,
@@ -155,6 +171,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             channel,
             plan,
             record,
+            handover: SourceHandover::default(),
             stream: None,
             epoch: 0,
             stopped_at: None,
@@ -163,7 +180,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     /// Runs it to its end. The report says how it ended; the VM runs on exactly one side, or, if the destination
-    /// does not confirm, is paused here.
+    /// does not confirm, is paused here and [`Status::Unsettled`]. When something is left to do the journal says so.
     pub async fn run(mut self, mut cancel: Cancel) {
         let timeout = self.plan.timeout;
         let before_commit = tokio::select! {
@@ -171,14 +188,8 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             () = cancel.requested() => Err(MigrationError::Cancelled),
             () = expired(timeout) => Err(MigrationError::Deadline(timeout.unwrap_or_default().as_secs())),
         };
-        let status = match before_commit {
-            Ok(digest) => self.hand_over(digest).await,
-            Err(error) => self.abandon(error).await,
-        };
+        let status = self.close(before_commit).await;
         self.memory.release();
-        if status != Status::Unsettled {
-            self.host.conclude();
-        }
         self.record.update(|report| {
             report.status = status;
             report.phase = Phase::Ended;
@@ -286,7 +297,9 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     /// Rounds while the VM runs. Returns what is left to send.
     async fn pre_copy(&mut self) -> Result<PageSet, MigrationError> {
         self.enter(Phase::PreCopy);
-        self.host.offer()?;
+        let offered = self.host.record(SourceRecord::Offer).await;
+        self.handover.recorded(offered.is_ok());
+        offered?;
         let mut policy = Policy::new(self.plan.downtime_limit);
         let mut pages = self.memory.begin().await?;
         let setup = self.record.elapsed_ms();
@@ -449,6 +462,11 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.say(Message::StateEnd { bytes }).await?;
         self.phase_ended(begun, |phases, ms| phases.state = ms);
         let begun = Instant::now();
+        // Written while the destination loads: the disk's time is not the blackout's.
+        self.handover.state_sent();
+        let committed = self.host.record(SourceRecord::Commit).await;
+        self.handover.recorded(committed.is_ok());
+        committed?;
         let digest = match self.hear("that the device state is loaded", self.plan.limits.switchover).await? {
             Message::Loaded { digest } => digest,
             other => return Err(unexpected(&other, "that the device state is loaded")),
@@ -461,119 +479,8 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             }
             self.record.update(|report| report.verified = digest.map(|theirs| theirs == own));
         }
+        self.handover.loaded();
         Ok(digest)
-    }
-
-    /// From here on the VM is the destination's. Not cancellable.
-    async fn hand_over(&mut self, digest: Option<Digest>) -> Status {
-        self.enter(Phase::Commit);
-        let begun = Instant::now();
-        let confirmed = async {
-            self.say(Message::Commit(Commit { digest })).await?;
-            match self.hear("that the VM runs", self.plan.limits.switchover).await? {
-                Message::Running(running) => Ok(running),
-                other => Err(unexpected(&other, "that the VM runs")),
-            }
-        };
-        match confirmed.await {
-            Ok(running) => {
-                self.phase_ended(begun, |phases, ms| phases.resume = ms);
-                if let Some(stopped) = self.stopped_at {
-                    let downtime = stopped.elapsed().as_secs_f64() * 1e3;
-                    self.record.update(|report| report.downtime = downtime);
-                }
-                self.clean_up(running).await;
-                Status::Completed
-            }
-            // The destination has ended its half before it says so: the VM is ours again.
-            Err(error @ MigrationError::Peer { .. }) => self.abandon(error).await,
-            Err(error) => self.settle(error).await,
-        }
-    }
-
-    /// The destination did not confirm. Only it knows whether it took the VM: ask, and do not guess.
-    async fn settle(&mut self, error: MigrationError) -> Status {
-        tracing::warn!(vm = self.plan.prepare.vm, %error, "handover not confirmed, asking again");
-        match self.host.settle().await {
-            Some(Verdict::Accepted) => {
-                self.record.update(|report| {
-                    report.notes.push(format!(
-                        "the confirmation was lost ({error}); asked again, the destination has the VM"
-                    ));
-                });
-                self.clean_up(Running::default()).await;
-                Status::Completed
-            }
-            Some(Verdict::Refused) => self.abandon(error).await,
-            None => {
-                self.record.update(|report| {
-                    report.error_desc = Some(format!(
-                        "the VM was handed over but {peer} did not confirm that it runs there: {error}. It stays paused here; this \
-                         agent goes on asking {peer}, also after a restart, and lets the VM run or ends it here as the answer is. By \
-                         hand: see there whether it runs; only if it certainly does not, `cont` it here through its QMP socket",
-                        peer = self.plan.peer_name
-                    ));
-                });
-                Status::Unsettled
-            }
-        }
-    }
-
-    async fn clean_up(&mut self, running: Running) {
-        self.enter(Phase::Cleanup);
-        self.record.update(|report| report.announce.rarp_sent = running.announcements);
-        // The destination goes on by itself: that we are done is a courtesy.
-        if let Err(error) = self.say(Message::Done).await {
-            tracing::debug!(%error, "the destination did not take our goodbye");
-        }
-        if let Some(theirs) = running.digest {
-            match self.memory.digest().await {
-                Ok(own) => self.record.update(|report| {
-                    report.verified = Some(own == theirs);
-                    if own != theirs {
-                        report.notes.push(format!("RAM differs: {own} here, {theirs} at the destination"));
-                    }
-                }),
-                Err(error) => {
-                    self.record.update(|report| report.notes.push(format!("not verified: {error}")))
-                }
-            }
-        }
-        let freed = match self.vm.quit().await {
-            Ok(()) => self.memory.discard().map_err(|error| format!("the old RAM is not freed: {error}")),
-            Err(error) => {
-                Err(format!("the old VMM did not end: {error}; it is stopped for good, end it by hand"))
-            }
-        };
-        if let Err(note) = freed {
-            self.record.update(|report| report.notes.push(note));
-        }
-    }
-
-    /// Gives everything back: the VM runs here, the destination forgets it.
-    async fn abandon(&mut self, error: MigrationError) -> Status {
-        tracing::info!(vm = self.plan.prepare.vm, %error, "migration abandoned");
-        // The VM first: nothing is more urgent than that it runs.
-        let resumed = if self.stopped_at.is_some()
-            || self.record.snapshot().phase == Phase::Stop
-            || self.quiesced_now
-        {
-            self.vm.resume().await
-        } else {
-            Ok(())
-        };
-        self.memory.release();
-        // Ends senders that nobody waits for any more.
-        self.stream = None;
-        let abort = Message::Abort { reason: error.to_string() };
-        // A peer that is gone destroys its half by itself.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.say(abort)).await;
-        let mut reason = error.to_string();
-        if let Err(stuck) = resumed {
-            reason = format!("{reason}; AND THE VM DOES NOT RUN: {stuck}");
-        }
-        self.record.update(|report| report.error_desc = Some(reason));
-        if matches!(error, MigrationError::Cancelled) { Status::Cancelled } else { Status::Failed }
     }
 
     /// Sends a round's pages, and listens meanwhile: a destination that gives up or dies ends the round at once.

@@ -19,7 +19,7 @@ use crate::{
     datapath::{FrameSet, LaneLosses, losses},
     memory::{Backend, Digest, MemoryError, PageSet},
     report::{Recorder, Report, Status},
-    vmm::{DestinationVm, SourceVm, VmmError},
+    vmm::{DestinationVm, Destroyed, SourceVm, VmmError},
 };
 
 const PAGES: usize = 64;
@@ -42,10 +42,14 @@ enum Call {
     Finish,
     Run,
     Offer,
+    Commit,
+    Wait,
     Accept,
+    Destroy,
+    Resume,
 }
 
-const CALLS: [Call; 16] = [
+const CALLS: [Call; 18] = [
     Call::Begin,
     Call::TakeWritten,
     Call::Pause,
@@ -61,6 +65,8 @@ const CALLS: [Call; 16] = [
     Call::Finish,
     Call::Run,
     Call::Offer,
+    Call::Commit,
+    Call::Wait,
     Call::Accept,
 ];
 
@@ -75,6 +81,8 @@ struct Fault {
     call: Option<(Call, usize)>,
     /// Somebody cancels when the item with this number is sent.
     cancel_at: Option<usize>,
+    /// The destination's VM dies as it begins to run.
+    died_running: bool,
     /// After a broken connection no new one can be made.
     cut_off: bool,
     /// Every so many frames one is lost.
@@ -88,8 +96,8 @@ struct World {
     received: FrameSet,
     source_runs: bool,
     source_gone: bool,
-    offered: bool,
-    verdict: Option<Verdict>,
+    source_journal: SessionState,
+    destination_journal: SessionState,
     destination_runs: bool,
     destination_exists: bool,
     dirty: PageSet,
@@ -112,8 +120,8 @@ impl World {
             received: FrameSet::default(),
             source_runs: true,
             source_gone: false,
-            offered: false,
-            verdict: None,
+            source_journal: SessionState::default(),
+            destination_journal: SessionState::default(),
             destination_runs: false,
             destination_exists: false,
             dirty: PageSet::new(PAGES as u64),
@@ -197,13 +205,17 @@ impl SourceVm for Source {
     async fn resume(&mut self) -> Result<(), VmmError> {
         let mut world = self.0.lock().unwrap();
         assert!(!world.source_gone, "a VMM that was ended cannot resume");
+        if world.fails(Call::Resume) {
+            return Err(failure("resume"));
+        }
         world.source_runs = true;
         world.check();
         Ok(())
     }
     async fn quit(&mut self) -> Result<(), VmmError> {
         let mut world = self.0.lock().unwrap();
-        assert!(!world.source_runs && world.destination_runs, "only a VM that runs elsewhere is ended here");
+        let theirs = world.destination_runs || world.fault.died_running;
+        assert!(!world.source_runs && theirs, "only a VM that is elsewhere is ended here");
         world.source_gone = true;
         if world.fails(Call::Quit) { Err(failure("quit")) } else { Ok(()) }
     }
@@ -221,7 +233,7 @@ impl DestinationVm for Destination {
         if world.fails(Call::Run) {
             return Err(failure("run"));
         }
-        assert_eq!(world.verdict, Some(Verdict::Accepted), "written down before it runs");
+        assert_eq!(world.destination_journal.verdict, Some(Verdict::Accepted), "written down before it runs");
         assert_eq!(world.source_memory, world.destination_memory, "memory is whole before it runs");
         world.destination_runs = true;
         world.check();
@@ -230,11 +242,14 @@ impl DestinationVm for Destination {
     async fn ended(&mut self) -> VmmError {
         std::future::pending().await
     }
-    async fn destroy(&mut self) -> bool {
+    async fn destroy(&mut self) -> Option<Destroyed> {
         let mut world = self.0.lock().unwrap();
         assert!(!world.destination_runs, "a running VM is never destroyed");
+        if world.fails(Call::Destroy) {
+            return None;
+        }
         world.destination_exists = false;
-        true
+        Some(if world.fault.died_running { Destroyed::MayHaveRun } else { Destroyed::NeverRan })
     }
 }
 
@@ -273,7 +288,7 @@ impl SourceMemory for Memory {
     fn discard(&mut self) -> Result<(), MemoryError> {
         let world = self.0.lock().unwrap();
         assert!(
-            world.source_gone && world.destination_runs,
+            world.source_gone && (world.destination_runs || world.fault.died_running),
             "memory is freed only when nobody here needs it"
         );
         Ok(())
@@ -285,25 +300,37 @@ impl SourceMemory for Memory {
 
 impl SourceHost for Host {
     type Stream = Stream;
-    fn offer(&mut self) -> Result<(), MigrationError> {
+    async fn record(&mut self, record: SourceRecord) -> Result<(), MigrationError> {
         let mut world = self.0.lock().unwrap();
-        if world.fails(Call::Offer) {
+        let (call, change) = match record {
+            SourceRecord::Offer => (Some(Call::Offer), Change::Offered),
+            SourceRecord::Commit => (Some(Call::Commit), Change::Committed),
+            SourceRecord::End(verdict) => (None, Change::Concluded(Some(verdict))),
+        };
+        if call.is_some_and(|call| world.fails(call)) {
             return Err(MigrationError::Host("the journal is full".into()));
         }
-        world.offered = true;
+        world.source_journal.apply(change);
         Ok(())
     }
-    async fn settle(&mut self) -> Option<Verdict> {
-        // The destination may be on its way between accepting and running, or may not have noticed the break yet.
-        tokio::task::yield_now().await;
-        let mut world = self.0.lock().unwrap();
-        if world.fault.cut_off {
-            return None;
+    async fn ask(&mut self) -> Option<Verdict> {
+        for _ in 0..10 {
+            // The destination may be on its way between accepting and running, or may not have noticed the break yet.
+            tokio::task::yield_now().await;
+            let mut world = self.0.lock().unwrap();
+            if world.fault.cut_off {
+                return None;
+            }
+            match world.destination_journal.asked_by_source() {
+                Answer::Stands(verdict) => return Some(verdict),
+                Answer::Decide(verdict) => {
+                    world.destination_journal.apply(Change::Decided(verdict));
+                    return Some(verdict);
+                }
+                Answer::AskAgain => {}
+            }
         }
-        Some(*world.verdict.get_or_insert(Verdict::Refused))
-    }
-    fn conclude(&mut self) {
-        self.0.lock().unwrap().offered = false;
+        None
     }
     async fn open_stream(&mut self, _: &Prepared) -> Result<Stream, MigrationError> {
         if self.0.lock().unwrap().fails(Call::OpenStream) {
@@ -350,10 +377,42 @@ impl PageStream for Stream {
 
 impl DestinationHost for Host {
     type Vm = Destination;
-    async fn prepare(&mut self, _: &Prepare) -> Result<(Prepared, Destination), MigrationError> {
+    fn admit(&mut self, _: &Prepare) -> Result<(), MigrationError> {
+        Ok(())
+    }
+    async fn record(&mut self, record: DestinationRecord) -> Result<Recorded, MigrationError> {
+        let mut world = self.0.lock().unwrap();
+        let full = || MigrationError::Host("the journal is full".into());
+        match record {
+            DestinationRecord::Waiting => {
+                if world.fails(Call::Wait) {
+                    return Err(full());
+                }
+                world.destination_journal.apply(Change::Waiting);
+            }
+            DestinationRecord::Accepted => {
+                if world.fails(Call::Accept) {
+                    return Err(full());
+                }
+                if let Some(before) = world.destination_journal.decide(Verdict::Accepted) {
+                    return Ok(before);
+                }
+                world.destination_journal.apply(Change::Decided(Verdict::Accepted));
+            }
+            DestinationRecord::Refused => {
+                assert!(!world.destination_exists, "refused only when nothing is left here");
+                world.destination_journal.apply(Change::Decided(Verdict::Refused));
+            }
+            DestinationRecord::End(verdict) => {
+                world.destination_journal.apply(Change::Concluded(Some(verdict)));
+            }
+        }
+        Ok(Recorded::Written)
+    }
+    async fn prepare(&mut self, _: &Prepare) -> Result<(Prepared, Destination), Unprepared<Destination>> {
         let mut world = self.0.lock().unwrap();
         if world.fails(Call::Prepare) {
-            return Err(MigrationError::Host("there is no room".into()));
+            return Err(MigrationError::Host("there is no room".into()).into());
         }
         world.destination_exists = true;
         let prepared = Prepared {
@@ -391,23 +450,15 @@ impl DestinationHost for Host {
     fn progress(&self) -> u64 {
         self.0.lock().unwrap().frames as u64
     }
-    fn accept(&mut self) -> Result<(), MigrationError> {
-        let mut world = self.0.lock().unwrap();
-        if world.fails(Call::Accept) {
-            return Err(MigrationError::Host("the journal is full".into()));
-        }
-        match *world.verdict.get_or_insert(Verdict::Accepted) {
-            Verdict::Accepted => Ok(()),
-            Verdict::Refused => Err(MigrationError::Host("refused before".into())),
-        }
+    async fn settle(&mut self, _: u64) -> Result<Verdict, MigrationError> {
+        unreachable!("the source asks the journal")
     }
-    fn refuse(&mut self) {
-        let mut world = self.0.lock().unwrap();
-        assert!(!world.destination_exists, "refused only when nothing is left here");
-        world.verdict = Some(Verdict::Refused);
+    async fn claim(&mut self, _: u64, _: bool) -> Result<Verdict, MigrationError> {
+        unreachable!("nobody dies here")
     }
-    fn verdict(&mut self, _: u64) -> Result<Verdict, MigrationError> {
-        Ok(*self.0.lock().unwrap().verdict.get_or_insert(Verdict::Refused))
+    fn give_back(&mut self) {
+        let world = self.0.lock().unwrap();
+        assert!(!world.destination_exists, "memory is given back when nobody uses it");
     }
     async fn close_stream(&mut self) {}
     fn announce(&mut self) -> (u32, u32) {
@@ -474,6 +525,8 @@ async fn again(world: &Shared, verify: Option<VerifyMode>, quiesced: bool) -> Re
     let (mut a, mut b) = wire(world);
     let prepare = Prepare {
         session: 1,
+        id: "a-1".into(),
+        control_port: 4790,
         vm: "vm".into(),
         vmm_version: "1".into(),
         machine: "m".into(),
@@ -494,6 +547,7 @@ async fn again(world: &Shared, verify: Option<VerifyMode>, quiesced: bool) -> Re
         prepare,
         quiesced,
         downtime_limit: Duration::from_millis(300),
+        keep_source: false,
         timeout: None,
         limits: Limits::default(),
     };
@@ -517,8 +571,8 @@ fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
     world.check();
     assert!(!world.tracked, "{fault:?}: tracking is taken back");
     assert_eq!(
-        world.offered,
-        report.status == Status::Unsettled,
+        world.source_journal.is_open(),
+        report.status == Status::Unsettled || report.notes.iter().any(|note| note.contains("does not end")),
         "{fault:?}: the journal is open as long as needed"
     );
     match report.status {
@@ -536,6 +590,9 @@ fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
         Status::Unsettled => {
             assert!(!world.source_runs, "{fault:?}: what may run elsewhere does not run here");
             assert!(report.error_desc.as_ref().unwrap().contains("paused"), "{fault:?}");
+        }
+        Status::Died => {
+            assert!(!world.source_runs && world.source_gone && !world.destination_exists, "{fault:?}");
         }
         Status::Active => panic!("{fault:?}: it has no end"),
     }
@@ -644,7 +701,8 @@ async fn after_a_failure_the_next_migration_is_complete() {
             world.fault = Fault::default();
             world.calls.clear();
             world.destination_memory = [0; PAGES];
-            world.verdict = None;
+            world.source_journal = SessionState::default();
+            world.destination_journal = SessionState::default();
             world.received = FrameSet::default();
             world.writes_left = 40;
         }
@@ -656,6 +714,46 @@ async fn after_a_failure_the_next_migration_is_complete() {
             report.error_desc
         );
     }
+}
+
+/// What it may have written to its disks, the older state at the source does not know.
+#[tokio::test]
+async fn a_vm_that_died_as_it_began_to_run_does_not_run_on_at_the_source() {
+    let fault = Fault { call: Some((Call::Run, 0)), died_running: true, ..Fault::default() };
+    let (report, world) = migrate(fault, None, false).await;
+    assert_eq!(report.status, Status::Died);
+    assert!(report.error_desc.as_ref().unwrap().contains("its disks are as it left them"));
+    assert_sound(&report, &world, fault);
+}
+
+/// A half-made VM that may still be there is no promise, and stays in the journal.
+#[tokio::test]
+async fn a_half_made_vm_that_does_not_end_stays_in_the_journal() {
+    let run_fails = |world: &Shared| world.lock().unwrap().fault.call = Some((Call::Destroy, 0));
+    let world = World::new(Fault { break_at: Some(12), ..Fault::default() });
+    run_fails(&world);
+    let report = again(&world, None, false).await;
+    let world = world.lock().unwrap();
+    assert_eq!(report.status, Status::Failed);
+    assert!(world.source_runs, "the commit was not sent: the source needs no promise");
+    assert!(world.destination_exists && world.destination_journal.is_open());
+}
+
+#[tokio::test]
+async fn a_vm_that_does_not_run_again_is_said_so_and_stays_in_the_journal() {
+    let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;
+    let mut stuck = 0;
+    for number in 0..clean {
+        let fault = Fault { call: Some((Call::Resume, 0)), break_at: Some(number), ..Fault::default() };
+        let (report, world) = migrate(fault, None, false).await;
+        let world = world.lock().unwrap();
+        if report.status == Status::Unsettled {
+            stuck += 1;
+            assert!(report.error_desc.as_ref().unwrap().contains("DOES NOT RUN"), "{report:?}");
+            assert!(world.source_journal.is_open() && !world.source_runs);
+        }
+    }
+    assert!(stuck > 3, "every break with a stopped VM, not {stuck}");
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ pub enum Status {
     Cancelled,
     /// It could not be done; the VM runs at the source.
     Failed,
+    /// The VM was handed over, and its VMM at the destination died as it began to run: it runs nowhere.
+    Died,
     /// The destination did not confirm that it runs the VM: it is paused at the source until someone decides.
     Unsettled,
 }

@@ -35,6 +35,9 @@ pub fn closing(report: &Report) -> String {
         Status::Completed => format!("{} runs on {}", report.vm, report.destination),
         Status::Cancelled => format!("cancelled: {} runs on at {}", report.vm, report.source),
         Status::Failed => format!("failed: {} runs on at {}", report.vm, report.source),
+        Status::Died => {
+            format!("{} DIED on {} and runs nowhere: start it anew", report.vm, report.destination)
+        }
         Status::Unsettled => format!("UNSETTLED: {} is paused at {}", report.vm, report.source),
         Status::Active => format!("{} is on its way to {}", report.vm, report.destination),
     };

@@ -11,22 +11,17 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
 
-use super::{DestinationVm, Event, Qmp, QmpError, VmDefinition, VmmError, source};
+use super::{DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, source};
 
 const PIPE: &str = "xferry-state";
-/// Time for QEMU to start and open its monitor. Pre-allocation of RAM (`prealloc=on`) is part of it.
-const START_LIMIT: Duration = Duration::from_secs(60);
-/// Time for the device state to be loaded, and for the vCPUs to start.
-const STEP_LIMIT: Duration = Duration::from_secs(20);
 /// How often a waiting QEMU is looked at.
 const LIFE_CHECK: Duration = Duration::from_millis(100);
-/// Time for QEMU to end when told to.
-const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A QEMU that waits for its state, started here or found waiting.
 pub struct QemuDestination {
     vm: String,
     qmp: Qmp,
+    limits: VmmLimits,
     events: broadcast::Receiver<Event>,
     state: Option<UnixStream>,
     /// Set when we started it: then it is also ours to end.
@@ -44,11 +39,15 @@ impl QemuDestination {
     ///
     /// # Errors
     /// [`VmmError::Launch`] with QEMU's own words.
-    pub async fn launch(definition: &VmDefinition, log_dir: &Path) -> Result<Self, VmmError> {
+    pub async fn launch(
+        definition: &VmDefinition,
+        log_dir: &Path,
+        limits: VmmLimits,
+    ) -> Result<Self, VmmError> {
         let vm = definition.name.clone();
         let launch = |reason: String| VmmError::Launch { vm: vm.clone(), reason };
-        match Qmp::connect(&definition.qmp).await {
-            Ok(qmp) => return Self::attach(vm, qmp).await,
+        match Qmp::connect(&definition.qmp, limits.answer).await {
+            Ok(qmp) => return Self::attach(vm, qmp, limits).await,
             Err(QmpError::Connect { .. }) => {}
             Err(other) => return Err(other.into()),
         }
@@ -60,9 +59,9 @@ impl QemuDestination {
         };
         let mut started = start(&command, &log_dir.join(format!("{vm}.log")))
             .map_err(|error| launch(format!("cannot start {}: {error}", command[0])))?;
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + limits.start;
         let qmp = loop {
-            match Qmp::connect(&definition.qmp).await {
+            match Qmp::connect(&definition.qmp, limits.answer).await {
                 Ok(qmp) => break qmp,
                 Err(error) => {
                     if let Ok(Some(status)) = started.child.try_wait() {
@@ -72,7 +71,7 @@ impl QemuDestination {
                         end(&mut started);
                         return Err(launch(format!(
                             "{error}; waited {} s: {}",
-                            START_LIMIT.as_secs(),
+                            limits.start.as_secs(),
                             last_words(&started.log)
                         )));
                     }
@@ -81,7 +80,7 @@ impl QemuDestination {
             }
         };
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, events, state: None, child: Some(started) };
+        let mut this = Self { vm, qmp, limits, events, state: None, child: Some(started) };
         if let Err(error) = this.open_state().await {
             this.destroy().await;
             return Err(error);
@@ -89,14 +88,19 @@ impl QemuDestination {
         Ok(this)
     }
 
-    async fn attach(vm: String, qmp: Qmp) -> Result<Self, VmmError> {
+    async fn attach(vm: String, qmp: Qmp, limits: VmmLimits) -> Result<Self, VmmError> {
         let status = qmp.execute("query-status", json!({})).await?;
         let status = status["status"].as_str().unwrap_or_default().to_owned();
         let launch = |reason: String| VmmError::Launch { vm: vm.clone(), reason };
         if status != "inmigrate" {
             return Err(launch(format!(
-                "a QEMU is already there (pid {}, {status}) and does not wait for a migration: is the VM running on this host too?",
-                qmp.pid()
+                "a QEMU is already there (pid {}, {status}) and does not wait for a migration: {}",
+                qmp.pid(),
+                match status.as_str() {
+                    "postmigrate" =>
+                        "it was left when the VM went away (--keep-source?); end it with QMP `quit`",
+                    _ => "is the VM running on this host too?",
+                }
             )));
         }
         let command = std::fs::read(format!("/proc/{}/cmdline", qmp.pid())).unwrap_or_default();
@@ -107,7 +111,7 @@ impl QemuDestination {
             )));
         }
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, events, state: None, child: None };
+        let mut this = Self { vm, qmp, limits, events, state: None, child: None };
         this.open_state().await?;
         Ok(this)
     }
@@ -142,6 +146,7 @@ impl QemuDestination {
         waited_for: &'static str,
         reached: impl Fn(&Event) -> Option<Result<(), String>> + Send,
     ) -> Result<(), VmmError> {
+        let limit = self.limits.step;
         let waiting = async {
             loop {
                 let event = match source::next(&mut self.events, &self.qmp).await {
@@ -155,10 +160,8 @@ impl QemuDestination {
                 }
             }
         };
-        let seconds = STEP_LIMIT.as_secs();
-        tokio::time::timeout(STEP_LIMIT, waiting)
-            .await
-            .map_err(|_| VmmError::Timeout { waited_for, seconds })?
+        let seconds = limit.as_secs();
+        tokio::time::timeout(limit, waiting).await.map_err(|_| VmmError::Timeout { waited_for, seconds })?
     }
 
     /// Adds what a QEMU that we started printed: that is where it says why it refused its state.
@@ -172,16 +175,15 @@ impl QemuDestination {
 
 impl DestinationVm for QemuDestination {
     async fn load(&mut self, state: Bytes) -> Result<(), VmmError> {
+        let limit = self.limits.step;
         let Some(stream) = &mut self.state else {
             return Err(VmmError::State("more state came after its end".into()));
         };
-        let written = tokio::time::timeout(STEP_LIMIT, stream.write_all(&state)).await;
+        let written = tokio::time::timeout(limit, stream.write_all(&state)).await;
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.explain(error.into())),
-            Err(_) => {
-                Err(VmmError::Timeout { waited_for: "taking its state", seconds: STEP_LIMIT.as_secs() })
-            }
+            Err(_) => Err(VmmError::Timeout { waited_for: "taking its state", seconds: limit.as_secs() }),
         }
     }
 
@@ -214,21 +216,46 @@ impl DestinationVm for QemuDestination {
         self.explain(VmmError::State("QEMU on the destination has ended".into()))
     }
 
-    async fn destroy(&mut self) -> bool {
+    async fn destroy(&mut self) -> Option<Destroyed> {
         self.state = None;
         if let Err(error) = self.qmp.execute("quit", json!({})).await {
             tracing::debug!(vm = self.vm, %error, "the half-made VM did not answer quit");
         }
         let process = format!("/proc/{}/exe", self.qmp.pid());
         let gone = || std::fs::read_link(&process).is_err();
-        let deadline = Instant::now() + QUIT_LIMIT;
+        let deadline = Instant::now() + self.limits.quit;
         while !gone() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if let Some(mut started) = self.child.take() {
             end(&mut started);
         }
-        gone()
+        if !gone() {
+            return None;
+        }
+        // Its monitor's end is read to the last byte, so that no event is missed.
+        while !self.qmp.is_closed() && Instant::now() < deadline + self.limits.quit {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let ran = !self.qmp.is_closed() || self.has_resumed();
+        Some(if ran { Destroyed::MayHaveRun } else { Destroyed::NeverRan })
+    }
+}
+
+impl QemuDestination {
+    /// Whether QEMU said that its vCPUs run. It says so before they do (`vm_prepare_start` in system/cpus.c sends
+    /// RESUME, `vm_start` starts them after it), so silence to the end means that they never did.
+    fn has_resumed(&mut self) -> bool {
+        use broadcast::error::TryRecvError;
+        loop {
+            match self.events.try_recv() {
+                Ok(event) if event.name == "RESUME" => return true,
+                // What was missed may have been it.
+                Err(TryRecvError::Lagged(_)) => return true,
+                Ok(_) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return false,
+            }
+        }
     }
 }
 

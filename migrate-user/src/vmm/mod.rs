@@ -12,7 +12,10 @@ pub use inspect::{VmFacts, VmNic, inspect};
 pub use qmp::{Event, Qmp, QmpError};
 pub use source::QemuSource;
 
-use std::{future::Future, time::Instant};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -93,6 +96,28 @@ pub trait DestinationVm: Send {
     fn run(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
     /// Waits until the VMM has ended by itself, and says why as far as that can be known.
     fn ended(&mut self) -> impl Future<Output = VmmError> + Send;
-    /// Ends the half-made VM. Whether it is certainly gone.
-    fn destroy(&mut self) -> impl Future<Output = bool> + Send;
+    /// Ends the VM. `None` when it is not certain that it is gone.
+    fn destroy(&mut self) -> impl Future<Output = Option<Destroyed>> + Send;
+}
+
+/// How long a VMM may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmmLimits {
+    /// An answer of its monitor.
+    pub answer: Duration,
+    /// Its start, until its monitor answers.
+    pub start: Duration,
+    /// Each step of its own migration.
+    pub step: Duration,
+    /// Its end when told to.
+    pub quit: Duration,
+}
+
+/// What became of a VM that was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Destroyed {
+    /// No vCPU of it ever ran.
+    NeverRan,
+    /// It may have run for a moment, and may have written to its disks.
+    MayHaveRun,
 }

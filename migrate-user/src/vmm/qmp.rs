@@ -24,10 +24,6 @@ use tokio::{
 
 /// Longest line taken from a VMM, bytes. The longest real answers (device trees) stay far below.
 const MAX_LINE: usize = 16 << 20;
-/// Time for the greeting and the first answer. A monitor that serves another client accepts and says nothing.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Time for an ordinary answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Events kept for a subscriber that does not keep up.
 const EVENTS: usize = 256;
 
@@ -124,6 +120,8 @@ struct Connection {
     reader: JoinHandle<()>,
     version: String,
     pid: u32,
+    /// For an answer.
+    limit: Duration,
 }
 
 impl Drop for Connection {
@@ -162,11 +160,12 @@ fn sort(line: &[u8]) -> Line {
 }
 
 impl Qmp {
-    /// Connects, waits for the greeting and negotiates.
+    /// Connects, waits for the greeting and negotiates. `limit` is for the greeting and for every answer; a monitor that
+    /// serves another client accepts and says nothing.
     ///
     /// # Errors
     /// [`QmpError`].
-    pub async fn connect(path: &Path) -> Result<Self, QmpError> {
+    pub async fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
         let stream = UnixStream::connect(path)
             .await
             .map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
@@ -178,7 +177,7 @@ impl Qmp {
         let reader =
             tokio::spawn(read_lines(Arc::clone(&stream), Arc::clone(&pending), events.clone(), greeted));
         let busy = || QmpError::Busy { path: path.to_owned() };
-        let version = match tokio::time::timeout(CONNECT_LIMIT, greeting).await {
+        let version = match tokio::time::timeout(limit, greeting).await {
             Ok(Ok(version)) => version,
             Ok(Err(_)) => return Err(QmpError::Closed { path: path.to_owned(), during: None }),
             Err(_) => {
@@ -196,6 +195,7 @@ impl Qmp {
             reader,
             version,
             pid: pid as u32,
+            limit,
         }));
         this.execute("qmp_capabilities", json!({})).await?;
         Ok(this)
@@ -243,6 +243,7 @@ impl Qmp {
         arguments: Value,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<Value, QmpError> {
+        let limit = self.0.limit;
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let (answered, answer) = oneshot::channel();
         lock(&self.0.pending).insert(id, answered);
@@ -257,14 +258,14 @@ impl Qmp {
             json!({ "execute": command, "arguments": arguments, "id": id }).to_string()
         };
         line.push('\n');
-        let written = tokio::time::timeout(ANSWER_LIMIT, self.write_line(line.as_bytes(), fd)).await;
-        let timeout = || QmpError::Timeout { command: command.to_owned(), limit: ANSWER_LIMIT };
+        let written = tokio::time::timeout(limit, self.write_line(line.as_bytes(), fd)).await;
+        let timeout = || QmpError::Timeout { command: command.to_owned(), limit };
         match written {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(closed()),
             Err(_) => return Err(timeout()),
         }
-        match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+        match tokio::time::timeout(limit, answer).await {
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(error))) => Err(QmpError::Refused {
                 command: command.to_owned(),
@@ -364,6 +365,8 @@ async fn read_lines(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
     use tokio::{
         io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
         net::UnixListener,
@@ -402,7 +405,7 @@ mod tests {
             )
         })
         .await;
-        let qmp = Qmp::connect(&path).await.unwrap();
+        let qmp = Qmp::connect(&path, LIMIT).await.unwrap();
         assert_eq!(qmp.version(), "10.0.2");
         assert_eq!(qmp.pid(), std::process::id());
         let mut events = qmp.subscribe();
@@ -422,7 +425,7 @@ mod tests {
             }
         })
         .await;
-        let qmp = Qmp::connect(&path).await.unwrap();
+        let qmp = Qmp::connect(&path, LIMIT).await.unwrap();
         let error = qmp.execute("migrate", json!({})).await.unwrap_err();
         assert_eq!(error.to_string(), "QEMU refused migrate: no way");
     }
@@ -437,7 +440,7 @@ mod tests {
             }
         })
         .await;
-        let qmp = Qmp::connect(&path).await.unwrap();
+        let qmp = Qmp::connect(&path, LIMIT).await.unwrap();
         let error = qmp.execute("query-status", json!({})).await.unwrap_err();
         assert!(matches!(error, QmpError::Closed { .. }), "{error}");
         let error = qmp.execute("query-status", json!({})).await.unwrap_err();
@@ -448,10 +451,10 @@ mod tests {
     async fn sockets_without_a_vm_are_named_with_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none");
-        let error = Qmp::connect(&path).await.err().unwrap().to_string();
+        let error = Qmp::connect(&path, LIMIT).await.err().unwrap().to_string();
         assert!(error.contains("none") && error.contains("-qmp unix:"), "{error}");
         drop(UnixListener::bind(&path).unwrap());
-        let error = Qmp::connect(&path).await.err().unwrap().to_string();
+        let error = Qmp::connect(&path, LIMIT).await.err().unwrap().to_string();
         assert!(error.contains("left over"), "{error}");
     }
 }

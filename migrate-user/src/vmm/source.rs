@@ -9,12 +9,10 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::broadcast, task::JoinHandle};
 
-use super::{Event, Qmp, QmpError, SourceVm, VmmError};
+use super::{Event, Qmp, QmpError, SourceVm, VmmError, VmmLimits};
 
 /// Name under which QEMU keeps the pipe that we hand over.
 const PIPE: &str = "xferry-state";
-/// Time for each step of QEMU's own migration.
-const STEP_LIMIT: Duration = Duration::from_secs(20);
 /// Largest part of the device state taken at a time, bytes.
 const STATE_CHUNK: usize = 128 << 10;
 
@@ -22,6 +20,7 @@ const STATE_CHUNK: usize = 128 << 10;
 pub struct QemuSource {
     vm: String,
     qmp: Qmp,
+    limits: VmmLimits,
     events: broadcast::Receiver<Event>,
     state: Option<UnixStream>,
     buffer: BytesMut,
@@ -32,9 +31,9 @@ pub struct QemuSource {
 
 impl QemuSource {
     /// Takes the monitor of a running VM.
-    pub fn new(vm: String, qmp: Qmp) -> Self {
+    pub fn new(vm: String, qmp: Qmp, limits: VmmLimits) -> Self {
         let events = qmp.subscribe();
-        Self { vm, qmp, events, state: None, buffer: BytesMut::new(), released: None }
+        Self { vm, qmp, limits, events, state: None, buffer: BytesMut::new(), released: None }
     }
 
     /// The monitor.
@@ -48,8 +47,8 @@ impl QemuSource {
         wanted: &[&'static str],
         waited_for: &'static str,
     ) -> Result<(), VmmError> {
-        let seconds = STEP_LIMIT.as_secs();
-        let reached = tokio::time::timeout(STEP_LIMIT, async {
+        let seconds = self.limits.step.as_secs();
+        let reached = tokio::time::timeout(self.limits.step, async {
             loop {
                 let event = next(&mut self.events, &self.qmp).await?;
                 if event.name != "MIGRATION" {
@@ -130,8 +129,8 @@ impl SourceVm for QemuSource {
         self.events = self.qmp.subscribe();
         self.qmp.execute("migrate", json!({ "uri": format!("fd:{PIPE}") })).await?;
         let mut stopped = None;
-        let seconds = STEP_LIMIT.as_secs();
-        let reached = tokio::time::timeout(STEP_LIMIT, async {
+        let seconds = self.limits.step.as_secs();
+        let reached = tokio::time::timeout(self.limits.step, async {
             loop {
                 let event = next(&mut self.events, &self.qmp).await?;
                 match (event.name.as_str(), event.data["status"].as_str().unwrap_or_default()) {
@@ -158,10 +157,11 @@ impl SourceVm for QemuSource {
     }
 
     async fn state(&mut self) -> Result<Option<Bytes>, VmmError> {
+        let limit = self.limits.step;
         let Some(stream) = &mut self.state else { return Ok(None) };
         self.buffer.reserve(STATE_CHUNK);
-        let read = tokio::time::timeout(STEP_LIMIT, stream.read_buf(&mut self.buffer));
-        let seconds = STEP_LIMIT.as_secs();
+        let read = tokio::time::timeout(limit, stream.read_buf(&mut self.buffer));
+        let seconds = limit.as_secs();
         let count = tokio::select! {
             biased;
             count = read => count.map_err(|_| VmmError::Timeout { waited_for: "its next bytes of state", seconds })??,
@@ -182,7 +182,7 @@ impl SourceVm for QemuSource {
         if !matches!(status.as_str(), "none" | "completed" | "failed" | "cancelled") {
             // Asking again is harmless; the end shows in query-migrate.
             self.qmp.execute("migrate_cancel", json!({})).await?;
-            let deadline = Instant::now() + STEP_LIMIT;
+            let deadline = Instant::now() + self.limits.step;
             loop {
                 let migration = self.qmp.execute("query-migrate", json!({})).await?;
                 if matches!(migration["status"].as_str(), Some("completed" | "failed" | "cancelled")) {
@@ -191,7 +191,7 @@ impl SourceVm for QemuSource {
                 if Instant::now() > deadline {
                     return Err(VmmError::Timeout {
                         waited_for: "the end of its cancelled migration",
-                        seconds: STEP_LIMIT.as_secs(),
+                        seconds: self.limits.step.as_secs(),
                     });
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -218,13 +218,14 @@ impl SourceVm for QemuSource {
             Ok(_) | Err(QmpError::Closed { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let gone = tokio::time::timeout(STEP_LIMIT, async {
+        let gone = tokio::time::timeout(self.limits.quit, async {
             let process = format!("/proc/{}/exe", self.qmp.pid());
             while std::fs::read_link(&process).is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
-        gone.await.map_err(|_| VmmError::Timeout { waited_for: "its own end", seconds: STEP_LIMIT.as_secs() })
+        let seconds = self.limits.quit.as_secs();
+        gone.await.map_err(|_| VmmError::Timeout { waited_for: "its own end", seconds })
     }
 }
 

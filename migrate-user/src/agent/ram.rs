@@ -1,0 +1,52 @@
+//! The files that are a VM's RAM, to give their memory back when the VM is gone.
+
+use std::{fs::File, path::PathBuf};
+
+use crate::{
+    memory::{self, MemoryError, RamFile},
+    vmm::{Qmp, inspect},
+};
+
+/// RAM files, open for writing.
+#[derive(Default)]
+pub(super) struct RamFiles(Vec<(PathBuf, File)>);
+
+impl RamFiles {
+    /// Opens `files`.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open(files: &[RamFile]) -> Result<Self, MemoryError> {
+        files.iter().map(|file| Ok((file.path.clone(), file.open(true)?))).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Those of the VM behind a monitor; none when they cannot be found, which only keeps their memory in use.
+    pub async fn of(qmp: &Qmp) -> Self {
+        let opened = match inspect(qmp).await {
+            Ok(facts) => Self::open(&facts.files),
+            Err(error) => {
+                tracing::warn!(%error, "the VM's RAM files are not known and not emptied");
+                return Self::default();
+            }
+        };
+        opened.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the VM's RAM files are not emptied");
+            Self::default()
+        })
+    }
+
+    /// Gives all their memory back. Only when nobody uses them any more.
+    ///
+    /// # Errors
+    /// When one cannot be emptied.
+    pub fn try_empty(&self) -> Result<(), MemoryError> {
+        self.0.iter().try_for_each(|(path, file)| memory::empty(file, path))
+    }
+
+    /// The same; what cannot be done is logged.
+    pub fn empty(&self) {
+        if let Err(error) = self.try_empty() {
+            tracing::warn!(%error, "the VM's RAM is not given back");
+        }
+    }
+}

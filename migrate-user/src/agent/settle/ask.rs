@@ -1,0 +1,73 @@
+//! Questions about a session, each over a connection of its own.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::{
+    agent::Agent,
+    control::{self, Channel, ControlError, Item, Message, PROTOCOL, split},
+    migration::{Limits, MigrationError, Verdict},
+};
+
+/// Pause between two attempts to reach a peer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Asks the agent at `peer` whose a VM is.
+///
+/// # Errors
+/// When it cannot be reached or has no answer.
+async fn ask(agent: &Agent, peer: SocketAddr, question: Message) -> Result<Verdict, MigrationError> {
+    let limits = agent.config.limits;
+    let connect = control::connect(peer, None, Limits::of(limits.connect), Limits::of(limits.dead_peer));
+    let mut channel = split(connect.await?);
+    let limit = Limits::of(limits.hello);
+    let hello = Message::Hello {
+        protocol: PROTOCOL,
+        software: env!("CARGO_PKG_VERSION").into(),
+        name: agent.config.name.clone(),
+    };
+    channel.send(Item::Message(hello)).await?;
+    match channel.recv("its hello", limit).await? {
+        Item::Message(Message::Hello { protocol: PROTOCOL, .. }) => {}
+        Item::Message(Message::Hello { protocol, .. }) => {
+            return Err(ControlError::Version { ours: PROTOCOL, theirs: protocol }.into());
+        }
+        other => return Err(unexpected(&other, "its hello")),
+    }
+    channel.send(Item::Message(question)).await?;
+    match channel.recv("who has the VM", limit).await? {
+        Item::Message(Message::Settled { accepted: true }) => Ok(Verdict::Accepted),
+        Item::Message(Message::Settled { accepted: false }) => Ok(Verdict::Refused),
+        // It has no answer yet, and says why.
+        Item::Message(Message::Abort { reason }) => {
+            Err(MigrationError::Peer { host: peer.to_string(), reason })
+        }
+        other => Err(unexpected(&other, "who has the VM")),
+    }
+}
+
+fn unexpected(item: &Item, awaited: &'static str) -> MigrationError {
+    let got = match item {
+        Item::Message(message) => message.name().into(),
+        Item::State(_) => "device state".into(),
+    };
+    MigrationError::Unexpected { got, awaited }
+}
+
+/// Asks until there is an answer. `heard` is told why there is none yet.
+pub(in crate::agent) async fn ask_until_answered(
+    agent: &Agent,
+    peer: SocketAddr,
+    question: Message,
+    heard: impl Fn(&MigrationError),
+) -> Verdict {
+    loop {
+        match ask(agent, peer, question.clone()).await {
+            Ok(verdict) => return verdict,
+            Err(error) => {
+                tracing::info!(%peer, %error, "cannot settle yet");
+                heard(&error);
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}

@@ -1,0 +1,160 @@
+use super::*;
+use proptest::prelude::*;
+
+fn journal() -> (tempfile::TempDir, PathBuf, Journal) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("handover.journal");
+    let journal = Journal::open(&path).unwrap();
+    (dir, path, journal)
+}
+
+fn session(number: u64, vm: &str) -> Session {
+    Session {
+        session: number,
+        id: format!("host-a-{number}"),
+        vm: vm.into(),
+        peer: Some("10.0.0.2:4790".parse().unwrap()),
+        keep_source: false,
+    }
+}
+
+#[test]
+fn what_was_written_is_known_after_a_restart() {
+    let (_dir, path, journal) = journal();
+    journal.offer(session(1, "web")).unwrap();
+    journal.wait(session(2, "db")).unwrap();
+    assert_eq!(journal.decide(2, Verdict::Accepted).unwrap(), Recorded::Written);
+    journal.offer(session(3, "done")).unwrap();
+    journal.conclude(3, Verdict::Refused).unwrap();
+    journal.offer(session(4, "sent")).unwrap();
+    journal.commit(4).unwrap();
+    drop(journal);
+    for _ in 0..2 {
+        let journal = Journal::open(&path).unwrap();
+        let open = journal.open_sessions();
+        let facts: Vec<_> = open
+            .iter()
+            .map(|open| (open.session.vm.as_str(), open.role, open.state.committed, open.state.verdict))
+            .collect();
+        assert_eq!(
+            facts,
+            [
+                ("web", Role::Source, false, None),
+                ("db", Role::Destination, false, Some(Verdict::Accepted)),
+                ("sent", Role::Source, true, None),
+            ]
+        );
+        assert_eq!(open[0].session, session(1, "web"));
+        assert_eq!(journal.ids().len(), 4);
+    }
+}
+
+#[test]
+fn the_first_decision_stands() {
+    let (_dir, path, journal) = journal();
+    assert_eq!(journal.asked_by_source(7).unwrap(), Some(Verdict::Refused));
+    assert_eq!(journal.decide(7, Verdict::Accepted).unwrap(), Recorded::Otherwise);
+    journal.wait(session(8, "web")).unwrap();
+    journal.decide(8, Verdict::Accepted).unwrap();
+    assert_eq!(journal.asked_by_source(8).unwrap(), None, "it is just being taken");
+    assert_eq!(journal.decide(8, Verdict::Refused).unwrap(), Recorded::Otherwise);
+    journal.revoke(8).unwrap();
+    assert_eq!(journal.asked_by_source(8).unwrap(), Some(Verdict::Refused));
+    drop(journal);
+    let journal = Journal::open(&path).unwrap();
+    assert_eq!(journal.decide(7, Verdict::Accepted).unwrap(), Recorded::Otherwise);
+    assert_eq!(journal.decide(8, Verdict::Accepted).unwrap(), Recorded::Otherwise);
+}
+
+#[test]
+fn a_claim_is_granted_unless_the_source_was_told_otherwise() {
+    let (_dir, _path, journal) = journal();
+    assert_eq!(journal.claimed_by_destination(1, true).unwrap(), None, "never heard of");
+    journal.offer(session(1, "web")).unwrap();
+    assert_eq!(journal.claimed_by_destination(1, true).unwrap(), None, "never committed");
+    journal.commit(1).unwrap();
+    assert_eq!(journal.claimed_by_destination(1, true).unwrap(), Some(Verdict::Accepted));
+    assert_eq!(journal.decide(1, Verdict::Refused).unwrap(), Recorded::Otherwise, "too late to keep it");
+    journal.offer(session(2, "db")).unwrap();
+    journal.commit(2).unwrap();
+    journal.decide(2, Verdict::Refused).unwrap();
+    assert_eq!(journal.claimed_by_destination(2, true).unwrap(), Some(Verdict::Refused));
+    // Whether a VM that is gone ever ran, only a source knows that has heard so.
+    assert_eq!(journal.claimed_by_destination(1, false).unwrap(), None);
+    journal.conclude(1, Verdict::Accepted).unwrap();
+    assert_eq!(journal.claimed_by_destination(1, false).unwrap(), Some(Verdict::Accepted));
+}
+
+#[test]
+fn an_offer_of_an_older_version_counts_as_committed() {
+    let (_dir, path, journal) = journal();
+    drop(journal);
+    let json = r#"{"record":"offered","session":5,"vm":"web","peer":"10.0.0.2:4790"}"#;
+    std::fs::write(&path, format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes()))).unwrap();
+    assert!(Journal::open(&path).unwrap().state(5).committed, "it may have been sent");
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_a_damaged_middle_is_not_ignored() {
+    let (_dir, path, journal) = journal();
+    journal.offer(session(1, "web")).unwrap();
+    journal.offer(session(2, "db")).unwrap();
+    drop(journal);
+    let whole = std::fs::read(&path).unwrap();
+    for cut in 0..whole.len() {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let open = Journal::open(&path).unwrap().open_sessions().len();
+        let lines = whole[..cut].iter().filter(|&&byte| byte == b'\n').count();
+        assert_eq!(open, lines, "cut at {cut}");
+    }
+    let mut damaged = whole.clone();
+    damaged[12] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let error = Journal::open(&path).err().unwrap();
+    assert!(error.to_string().contains("line 1"), "{error}");
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_nothing_is_decided() {
+    let full = Path::new("/dev/full");
+    if !full.exists() {
+        println!("skipped: a_full_disk_is_an_error: there is no /dev/full here");
+        return;
+    }
+    let (_dir, path, journal) = journal();
+    let file =
+        std::mem::replace(&mut journal.lock().file, OpenOptions::new().append(true).open(full).unwrap());
+    assert!(journal.offer(session(1, "web")).is_err());
+    assert!(journal.decide(1, Verdict::Accepted).is_err());
+    assert!(journal.open_sessions().is_empty());
+    // There is room again: what was half written before is not in the way.
+    journal.lock().file = file;
+    journal.offer(session(2, "db")).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(&path).unwrap().open_sessions().len(), 1);
+}
+
+#[test]
+fn old_ends_are_forgotten_and_open_ones_never() {
+    let (_dir, path, journal) = journal();
+    journal.offer(session(1_000_000, "web")).unwrap();
+    {
+        let mut inner = journal.lock();
+        for session in 0..REMEMBERED as u64 + 50 {
+            let text = line(&Record::Decided { session, verdict: Verdict::Refused });
+            inner.file.write_all(&text).unwrap();
+        }
+    }
+    drop(journal);
+    let journal = Journal::open(&path).unwrap();
+    assert_eq!(journal.open_sessions().len(), 1);
+    assert_eq!(journal.lock().sessions.len(), REMEMBERED + 1);
+    assert!(!journal.lock().sessions.contains_key(&0), "the oldest went");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse(&bytes);
+    }
+}
