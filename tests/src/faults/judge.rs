@@ -1,7 +1,7 @@
 //! From what was seen of a run to a verdict: what became of the VM, and what must never happen.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::moment::Progress;
 use super::settle::End;
@@ -200,6 +200,14 @@ impl Evidence {
         spans
     }
 
+    /// The longest time for which nobody ran the VM, and somebody did before and after.
+    pub fn blackout(&self) -> Duration {
+        let mut spans: Vec<_> = Side::BOTH.into_iter().flat_map(|side| self.spans(side)).collect();
+        spans.sort();
+        let gaps = spans.windows(2).filter_map(|pair| pair[1].0.duration_since(pair[0].1?).ok());
+        gaps.max().unwrap_or_default()
+    }
+
     fn overlap(&self) -> bool {
         let ends_before = |to: Option<SystemTime>, from: SystemTime| to.is_some_and(|to| to <= from);
         let [source, destination] = [self.source, self.source.other()].map(|side| self.spans(side));
@@ -225,10 +233,12 @@ impl Evidence {
         })
     }
 
-    /// The events in their order, for a message.
+    /// Who began and ceased to run the VM, in that order, for a message.
     fn story(&self) -> String {
+        let told =
+            self.events.iter().filter(|(_, event)| ["STOP", "RESUME", "SHUTDOWN"].contains(&&*event.name));
         let mut all: Vec<(SystemTime, String)> =
-            self.events.iter().map(|(side, event)| (event.at, format!("{side} {}", event.name))).collect();
+            told.map(|(side, event)| (event.at, format!("{side} {}", event.name))).collect();
         all.extend(self.killed.map(|(side, at)| (at, format!("{side} killed"))));
         all.sort();
         let first = all.first().map_or(SystemTime::UNIX_EPOCH, |(at, _)| *at);
@@ -294,8 +304,6 @@ impl Evidence {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const SOURCE: Side = Side::A;
@@ -335,6 +343,7 @@ mod tests {
         let mut seen = evidence(moved(), End::Runs(DESTINATION));
         seen.accepted = true;
         assert_eq!(seen.judge(), (Outcome::Moved, vec![]));
+        assert_eq!(seen.blackout(), Duration::from_millis(10));
         let stays = vec![event(SOURCE, "STOP", 10), event(SOURCE, "RESUME", 15)];
         assert_eq!(evidence(stays, End::Runs(SOURCE)).judge(), (Outcome::Stayed, vec![]));
     }

@@ -185,6 +185,7 @@ fn broken(error: &anyhow::Error) -> Run {
         failures: vec![judge::Failure::new(judge::Kind::Hang, format!("{error:#}"))],
         settled_after: Duration::ZERO,
         after_stop: None,
+        blackout: Duration::ZERO,
         owner: Side::A,
     }
 }
@@ -195,9 +196,10 @@ fn line(number: u64, plan: &Plan, run: &Run, took: Duration) -> String {
         None => run.phase.name().to_owned(),
     };
     format!(
-        "#{number} seed {} {plan} → {hit}: {}, settled {:.1} s after it, {:.1} s in all",
+        "#{number} seed {} {plan} → {hit}: {}, blackout {:.0} ms, settled after {:.1} s, {:.1} s in all",
         plan.seed,
         run.outcome.name(),
+        run.blackout.as_secs_f64() * 1e3,
         run.settled_after.as_secs_f64(),
         took.as_secs_f64()
     )

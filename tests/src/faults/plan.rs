@@ -10,14 +10,16 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// How long a destination takes to make ready, and some.
-const PREPARING: Duration = ms(180);
+/// How long it takes from the request to the first round.
+const PREPARING: Duration = ms(80);
 /// How long the first round takes at the bandwidth of a run.
 const FIRST_ROUND: Duration = ms(280);
 /// How long those after it take.
-const LATER_ROUNDS: Duration = ms(90);
-/// The whole switchover and what comes right after it.
-const SWITCHOVER: Duration = ms(15);
+const LATER_ROUNDS: Duration = ms(45);
+/// How long a switchover usually takes.
+const SWITCHOVER: Duration = ms(8);
+/// The same with what comes right after it, and for one that takes longer.
+const LONG_SWITCHOVER: Duration = ms(15);
 /// Confirmation, the old QEMU's end, and the freeing of its memory.
 const AFTERWARDS: Duration = ms(40);
 /// How soon after RESUME a moment is as often as not: there the source learns that the VM is gone.
@@ -144,7 +146,8 @@ impl Moment {
             (9, |dice: &mut Dice| Self::Preparing(dice.up_to(PREPARING))),
             (9, |dice: &mut Dice| Self::FirstRound(dice.up_to(FIRST_ROUND))),
             (9, |dice: &mut Dice| Self::LaterRounds(dice.up_to(LATER_ROUNDS))),
-            (55, |dice: &mut Dice| Self::Stopped(dice.up_to(SWITCHOVER))),
+            (30, |dice: &mut Dice| Self::Stopped(dice.up_to(SWITCHOVER))),
+            (25, |dice: &mut Dice| Self::Stopped(dice.up_to(LONG_SWITCHOVER))),
             (9, |dice: &mut Dice| Self::Resumed(dice.up_to(SOON_AFTERWARDS))),
             (9, |dice: &mut Dice| Self::Resumed(dice.up_to(AFTERWARDS))),
         ]);
@@ -267,7 +270,7 @@ mod tests {
             })
             .collect();
         assert!(offsets.len() > 2500, "{}", offsets.len());
-        assert!(offsets.iter().all(|offset| *offset < SWITCHOVER));
+        assert!(offsets.iter().all(|offset| *offset < LONG_SWITCHOVER));
         assert!(offsets.iter().any(|offset| offset.subsec_micros() % 1000 != 0));
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Run {
     pub settled_after: Duration,
     /// How long after the STOP the fault really happened, if it was after one.
     pub after_stop: Option<Duration>,
+    /// The longest time for which nobody ran the VM.
+    pub blackout: Duration,
     /// Where the VM runs now.
     pub owner: Side,
 }
@@ -92,6 +94,7 @@ fn disturb(site: &Site, source: Side, plan: &Plan) -> Result<Run> {
         failures,
         settled_after,
         after_stop: stopped,
+        blackout: evidence.blackout(),
         owner: if let End::Runs(side) = evidence.end { side } else { Side::A },
     })
 }

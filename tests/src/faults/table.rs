@@ -155,6 +155,7 @@ mod tests {
             failures: kinds.iter().map(|&kind| Failure::new(kind, "x")).collect(),
             settled_after: Duration::ZERO,
             after_stop: None,
+            blackout: Duration::ZERO,
             owner: Side::A,
         }
     }
