@@ -4,14 +4,14 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::plan::{Fault, Moment, Plan, Role};
 use super::site::{ANSWER_LIMIT, Site};
 use crate::lab::plan::{MANAGEMENT_NIC, MIGRATION_NIC};
 use crate::lab::{Filler, Process, ReadyIp, Side};
-use crate::scenario::{greet, hello, settle};
+use crate::scenario::{greet, hello, protocol, settle};
 
 /// Left on a disk that is about to be full: what a migration may write until then.
 const ROOM_BEFORE: u64 = 128 << 10;
@@ -20,8 +20,8 @@ const PAGE: u64 = 4096;
 /// Lengths of the journal's records that a side writes before its first round, bytes, roughly.
 const OFFERED: u64 = 110;
 const WAITING: u64 = 65;
-/// The protocol's version that agents speak.
-const PROTOCOL: u32 = 1;
+/// Least length of the record that an agent writes when it is asked about a session, bytes.
+const RECORD: u64 = 60;
 /// An address that nobody has.
 const NOBODY: &str = "02:00:00:00:00:01";
 /// How long a destination's QEMU that is to be killed may take to be there.
@@ -74,15 +74,19 @@ impl<'a> Armed<'a> {
             (_, Role::Destination) => WAITING,
         };
         let wanted = self.plan.journal_room + before_strike;
+        let lab = &self.site.scenario.lab;
+        let hello = hello(protocol(lab, side)?);
         let mut session = self.plan.seed;
-        loop {
+        // More than enough for a page, should the agent not write down that it was asked.
+        for _ in 0..PAGE / RECORD {
             let length = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
-            if PAGE - length % PAGE <= wanted + WAITING {
+            if PAGE - length % PAGE <= wanted + RECORD {
                 return Ok(());
             }
             session = session.wrapping_add(1);
-            greet(&self.site.scenario.lab, side, &[hello(PROTOCOL), settle(session)].concat())?;
+            greet(lab, side, &[hello.clone(), settle(session)].concat())?;
         }
+        bail!("the journal of {side} does not grow when its agent is asked about sessions")
     }
 
     /// The fault happens.

@@ -105,6 +105,17 @@ fn serve(mut stream: TcpStream, words: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The version of the protocol that the agent of `side` speaks, by its own greeting.
+///
+/// # Errors
+/// If it does not greet.
+pub fn protocol(lab: &Lab, side: Side) -> Result<u32> {
+    let answer = greet(lab, side, &hello(0))?;
+    let number = answer.split_once("\"protocol\":").map(|(_, rest)| rest);
+    let digits = number.and_then(|rest| rest.split(|byte: char| !byte.is_ascii_digit()).next());
+    digits.and_then(|digits| digits.parse().ok()).with_context(|| format!("no greeting: {answer:?}"))
+}
+
 /// Calls the agent of `side` from the other host, says `words`, and returns all that it says until it hangs up.
 ///
 /// # Errors
