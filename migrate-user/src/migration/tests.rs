@@ -322,12 +322,12 @@ impl SourceHost for Host {
                 return None;
             }
             match world.destination_journal.asked_by_source() {
-                Answer::Stands(verdict) => return Some(verdict),
-                Answer::Decide(verdict) => {
+                Some(Answer::Stands(verdict)) => return Some(verdict),
+                Some(Answer::Decide(verdict)) => {
                     world.destination_journal.apply(Change::Decided(verdict));
                     return Some(verdict);
                 }
-                Answer::AskAgain => {}
+                None => {}
             }
         }
         None

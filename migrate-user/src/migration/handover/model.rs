@@ -605,12 +605,12 @@ impl Handover {
         {
             let mut to = *world;
             let answer = match to.destination.known().asked_by_source() {
-                Answer::Stands(verdict) => Some(verdict),
-                Answer::Decide(verdict) if !to.destination.disk_full => {
+                Some(Answer::Stands(verdict)) => Some(verdict),
+                Some(Answer::Decide(verdict)) if !to.destination.disk_full => {
                     to.destination.journal.apply(Change::Decided(verdict));
                     Some(verdict)
                 }
-                Answer::Decide(_) | Answer::AskAgain => None,
+                Some(Answer::Decide(_)) | None => None,
             };
             reply(&mut to.source.question, answer);
             moves.push(Move { name: "destination: answers", fault: false, to });
@@ -629,7 +629,7 @@ impl Handover {
                     to.source.journal.apply(Change::Decided(verdict));
                     Some(verdict)
                 }
-                Some(Answer::Decide(_) | Answer::AskAgain) | None => None,
+                Some(Answer::Decide(_)) | None => None,
             };
             reply(&mut to.destination.question, answer);
             moves.push(Move { name: "source: answers", fault: false, to });

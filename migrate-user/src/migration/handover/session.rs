@@ -37,8 +37,6 @@ pub enum Answer {
     Stands(Verdict),
     /// This, once it is written down.
     Decide(Verdict),
-    /// It is just being done.
-    AskAgain,
 }
 
 impl SessionState {
@@ -70,12 +68,14 @@ impl SessionState {
     }
 
     /// What the destination answers a source whose commit was not confirmed. What it has not taken by now, it never
-    /// takes. Taken but not running yet is no answer: should it fail to start, the source must have it back.
-    pub const fn asked_by_source(&self) -> Answer {
+    /// takes. `None` when there is no answer: the VM is taken and does not run yet (should it fail to start, the source
+    /// must have it back), or this host has forgotten the session, or never heard of it.
+    pub const fn asked_by_source(&self) -> Option<Answer> {
         match self.verdict {
-            None => Answer::Decide(Verdict::Refused),
-            Some(Verdict::Accepted) if self.is_open() => Answer::AskAgain,
-            Some(verdict) => Answer::Stands(verdict),
+            _ if !self.begun => None,
+            None => Some(Answer::Decide(Verdict::Refused)),
+            Some(Verdict::Accepted) if self.is_open() => None,
+            Some(verdict) => Some(Answer::Stands(verdict)),
         }
     }
 

@@ -120,10 +120,8 @@ struct Entry {
 
 struct Inner {
     file: File,
-    /// Its length as far as it is whole, bytes.
-    length: u64,
-    /// Whether more than that may be in it.
-    torn: bool,
+    /// Where a record begins that was written in part and could not be taken back, bytes.
+    torn: Option<u64>,
     sessions: BTreeMap<u64, Entry>,
     next: u64,
 }
@@ -159,8 +157,7 @@ impl Journal {
             Err(error) => return Err(error),
         }
         let file = rewrite(path, &mut sessions)?;
-        let length = file.metadata()?.len();
-        let inner = Inner { file, length, torn: false, sessions, next };
+        let inner = Inner { file, torn: None, sessions, next };
         Ok(Self { path: path.to_owned(), inner: Mutex::new(inner) })
     }
 
@@ -210,14 +207,14 @@ impl Journal {
         Ok(Recorded::Written)
     }
 
-    /// The destination's answer to a source that asks who has the VM. `None` while that is just being decided.
+    /// The destination's answer to a source that asks who has the VM; see [`SessionState::asked_by_source`].
     ///
     /// # Errors
     /// When it cannot be written down: then there is no answer.
     pub fn asked_by_source(&self, session: u64) -> io::Result<Option<Verdict>> {
         let mut inner = self.lock();
         let answer = inner.state(session).asked_by_source();
-        inner.answer(session, answer)
+        answer.map_or(Ok(None), |answer| inner.answer(session, answer))
     }
 
     /// The source's answer to a destination that died after it took the VM; see
@@ -288,7 +285,6 @@ impl Inner {
     fn answer(&mut self, session: u64, answer: Answer) -> io::Result<Option<Verdict>> {
         match answer {
             Answer::Stands(verdict) => Ok(Some(verdict)),
-            Answer::AskAgain => Ok(None),
             Answer::Decide(verdict) => {
                 self.append(Record::Decided { session, verdict })?;
                 Ok(Some(verdict))
@@ -299,17 +295,16 @@ impl Inner {
     /// Writes a record and waits until it is on disk.
     fn append(&mut self, record: Record) -> io::Result<()> {
         // What an earlier attempt left of a line must not stay in front of this one.
-        if self.torn {
-            self.file.set_len(self.length)?;
-            self.torn = false;
+        if let Some(length) = self.torn {
+            self.file.set_len(length)?;
+            self.torn = None;
         }
-        let line = line(&record);
-        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        let length = self.file.metadata()?.len();
+        let written = self.file.write_all(&line(&record)).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
-            self.torn = self.file.set_len(self.length).is_err();
+            self.torn = self.file.set_len(length).is_err().then_some(length);
             return Err(error);
         }
-        self.length += line.len() as u64;
         apply(&mut self.sessions, &mut self.next, record);
         Ok(())
     }
