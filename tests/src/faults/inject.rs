@@ -4,24 +4,22 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 
+use super::journal;
 use super::plan::{Fault, Moment, Plan, Role};
 use super::site::{ANSWER_LIMIT, Site};
 use crate::lab::plan::{MANAGEMENT_NIC, MIGRATION_NIC};
 use crate::lab::{Filler, Process, ReadyIp, Side};
-use crate::scenario::{greet, hello, protocol, settle};
 
 /// Left on a disk that is about to be full: what a migration may write until then.
 const ROOM_BEFORE: u64 = 128 << 10;
 /// What tmpfs gives a file at a time, bytes.
 const PAGE: u64 = 4096;
 /// Lengths of the journal's records that a side writes before its first round, bytes, roughly.
-const OFFERED: u64 = 110;
-const WAITING: u64 = 65;
-/// Least length of the record that an agent writes when it is asked about a session, bytes.
-const RECORD: u64 = 60;
+const OFFERED: u64 = 160;
+const WAITING: u64 = 160;
 /// An address that nobody has.
 const NOBODY: &str = "02:00:00:00:00:01";
 /// How long a destination's QEMU that is to be killed may take to be there.
@@ -64,29 +62,28 @@ impl<'a> Armed<'a> {
     }
 
     /// A full disk still takes what fits into a file's last page: an agent's journal goes on for dozens of records.
-    /// Has it write records about sessions that nobody ever began, until the planned room is left.
+    /// Lengthens it by migrations of long ago, until the planned room is left at the time of the fault.
     fn pad_journal(&self, role: Role) -> Result<()> {
-        let side = role.side(self.source);
-        let path = self.site.host(side).state_dir().join("handover.journal");
+        let host = self.site.host(role.side(self.source));
+        let path = journal::path(&host.state_dir());
+        let length = || Ok::<_, anyhow::Error>(fs::metadata(&path).context("looking at a journal")?.len());
+        // The agent must not have it open, and writes it anew when it starts.
+        let pad = |session: u64, bytes: u64| -> Result<u64> {
+            let before = length()?;
+            host.kill_agent();
+            journal::append_past(&path, session, usize::try_from(bytes)?)?;
+            host.start_agent()?;
+            Ok(length()? - before)
+        };
+        let overhead = pad(self.plan.seed, 0)?;
         let before_strike = match (self.plan.moment, role) {
             (Moment::Preparing(_), _) => 0,
             (_, Role::Source) => OFFERED,
             (_, Role::Destination) => WAITING,
         };
-        let wanted = self.plan.journal_room + before_strike;
-        let lab = &self.site.scenario.lab;
-        let hello = hello(protocol(lab, side)?);
-        let mut session = self.plan.seed;
-        // More than enough for a page, should the agent not write down that it was asked.
-        for _ in 0..PAGE / RECORD {
-            let length = fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len();
-            if PAGE - length % PAGE <= wanted + RECORD {
-                return Ok(());
-            }
-            session = session.wrapping_add(1);
-            greet(lab, side, &[hello.clone(), settle(session)].concat())?;
-        }
-        bail!("the journal of {side} does not grow when its agent is asked about sessions")
+        let end = length()? + overhead + before_strike + self.plan.journal_room;
+        pad(self.plan.seed.wrapping_add(1), end.next_multiple_of(PAGE) - end)?;
+        Ok(())
     }
 
     /// The fault happens.

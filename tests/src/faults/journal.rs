@@ -1,11 +1,37 @@
-//! What an agent's journal says about who has the VM, read from outside.
+//! What an agent's journal says about who has the VM, read from outside; and how it is made longer.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// The file in an agent's state directory.
+pub(super) fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("handover.journal")
+}
+
+/// Adds a migration of long ago, of a VM whose name is `length` bytes long. Its agent must not run.
+pub(super) fn append_past(path: &Path, session: u64, length: usize) -> Result<()> {
+    let begun = json!({"record": "waiting", "session": session, "vm": "x".repeat(length)});
+    let ended = json!({"record": "concluded", "session": session});
+    let mut file = OpenOptions::new().append(true).open(path).context("opening a journal")?;
+    file.write_all((line(&begun) + &line(&ended)).as_bytes()).context("writing to a journal")
+}
+
+fn line(record: &Value) -> String {
+    let text = record.to_string();
+    format!("{:08x} {text}\n", crc32c(text.as_bytes()))
+}
+
+/// CRC-32C (RFC 3720, appendix B.4), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg()))
+    })
+}
 
 /// One session's records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +49,7 @@ pub(super) struct Journal(BTreeMap<u64, Session>);
 impl Journal {
     /// Reads the file in an agent's state directory.
     pub fn read(state_dir: &Path) -> Result<Self> {
-        let path = state_dir.join("handover.journal");
+        let path = path(state_dir);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Self::parse(&text).with_context(|| path.display().to_string())
     }
@@ -84,6 +110,11 @@ mod tests {
         assert_eq!(journal.open(), [1]);
         assert!(!journal.accepted_since(&before), "session 1 is not new");
         assert!(journal.accepted_since(&Journal::default()));
+    }
+
+    #[test]
+    fn checksum_is_that_of_the_standard() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::lab::plan::{CONTROL_PORT, Side};
 use crate::lab::{Lab, netns};
@@ -22,16 +22,8 @@ const JSON: u8 = 1;
 
 /// The greeting of an agent that speaks `protocol`, as it goes over the wire: length, type, JSON.
 pub fn hello(protocol: u32) -> Vec<u8> {
-    message(&json!({"type": "hello", "protocol": protocol, "software": "9.9", "name": "stranger"}))
-}
-
-/// The question of a source who has the VM of a session. An agent that never heard of it writes down that it refuses.
-pub fn settle(session: u64) -> Vec<u8> {
-    message(&json!({"type": "settle", "session": session}))
-}
-
-fn message(message: &Value) -> Vec<u8> {
-    let text = message.to_string();
+    let text =
+        json!({"type": "hello", "protocol": protocol, "software": "9.9", "name": "stranger"}).to_string();
     let length = u32::try_from(text.len() + 1).unwrap_or(u32::MAX);
     [&length.to_be_bytes()[..], &[JSON], text.as_bytes()].concat()
 }
@@ -103,17 +95,6 @@ fn serve(mut stream: TcpStream, words: &[u8]) -> std::io::Result<()> {
     }
     while stream.read(&mut heard)? > 0 {}
     Ok(())
-}
-
-/// The version of the protocol that the agent of `side` speaks, by its own greeting.
-///
-/// # Errors
-/// If it does not greet.
-pub fn protocol(lab: &Lab, side: Side) -> Result<u32> {
-    let answer = greet(lab, side, &hello(0))?;
-    let number = answer.split_once("\"protocol\":").map(|(_, rest)| rest);
-    let digits = number.and_then(|rest| rest.split(|byte: char| !byte.is_ascii_digit()).next());
-    digits.and_then(|digits| digits.parse().ok()).with_context(|| format!("no greeting: {answer:?}"))
 }
 
 /// Calls the agent of `side` from the other host, says `words`, and returns all that it says until it hangs up.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-pub use fake_peer::{FakePeer, greet, hello, protocol, settle};
+pub use fake_peer::{FakePeer, greet, hello};
 pub use link::{bytes_sent, ip};
 pub use machine::{Workload, bare, linux};
 pub use stranger::{Junk, Stranger};
