@@ -108,6 +108,7 @@ fn lab_config(args: &Args) -> LabConfig {
         xferry: args.xferry.clone().unwrap_or(default.xferry),
         cache_dir: default.cache_dir,
         state_disk: None,
+        limits: Vec::new(),
     }
 }
 

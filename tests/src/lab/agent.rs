@@ -20,6 +20,7 @@ struct AgentConfig {
     control: Control,
     migration: Migration,
     peers: BTreeMap<&'static str, String>,
+    limits: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Serialize)]
@@ -39,7 +40,12 @@ pub(super) fn socket(host_dir: &Path) -> PathBuf {
 }
 
 /// The configuration (TOML) of the agent on `side`.
-pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path) -> Result<String> {
+pub(super) fn config(
+    side: Side,
+    host_dir: &Path,
+    state_dir: &Path,
+    limits: &[(&'static str, u64)],
+) -> Result<String> {
     let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
     let config = AgentConfig {
         name: side.name(),
@@ -50,6 +56,7 @@ pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path) -> Result<St
         control: Control { listen: control(side) },
         migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
         peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
+        limits: limits.iter().copied().collect(),
     };
     toml::to_string(&config).context("encoding the agent's configuration")
 }
@@ -60,12 +67,14 @@ mod tests {
 
     #[test]
     fn peers_point_at_each_other() {
-        let config = |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"));
+        let config =
+            |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)]);
         let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
         let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
         assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
         assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));
         assert_eq!(a["state-dir"].as_str(), Some("/run/a/state"));
+        assert_eq!(a["limits"]["hello"].as_integer(), Some(7));
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::disk::Filler;
+use super::disk::{Filler, HoldableDisk};
 use super::fixture::Fixture;
 use super::monitor::Monitor;
 use super::plan::{Side, VM_NAME};
@@ -22,7 +22,7 @@ use super::report::Report;
 use super::sync::lock;
 use super::vm::{self, VmConfig, VmPaths};
 use super::wait::wait_for;
-use super::{agent, api, netns};
+use super::{LabConfig, agent, api, disk, netns};
 
 /// How long an agent may take until its API answers.
 const AGENT_LIMIT: Duration = Duration::from_secs(15);
@@ -36,6 +36,7 @@ pub struct Host {
     side: Side,
     fixture: Arc<Fixture>,
     xferry: PathBuf,
+    limits: Vec<(&'static str, u64)>,
     lifetime: Lifetime,
     agent: Mutex<Option<Process>>,
     vm: Mutex<Option<Process>>,
@@ -55,11 +56,12 @@ pub struct Output {
 }
 
 impl Host {
-    pub(super) fn new(side: Side, fixture: &Arc<Fixture>, xferry: &Path, lifetime: Lifetime) -> Self {
+    pub(super) fn new(side: Side, fixture: &Arc<Fixture>, config: &LabConfig, lifetime: Lifetime) -> Self {
         Self {
             side,
             fixture: Arc::clone(fixture),
-            xferry: xferry.to_owned(),
+            xferry: config.xferry.clone(),
+            limits: config.limits.clone(),
             lifetime,
             agent: Mutex::new(None),
             vm: Mutex::new(None),
@@ -140,7 +142,7 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        agent::config(self.side, &self.dir(), &self.state_dir())
+        agent::config(self.side, &self.dir(), &self.state_dir(), &self.limits)
     }
 
     /// Where the agent keeps its journal and reports.
@@ -242,6 +244,35 @@ impl Host {
     /// If it cannot be started.
     pub fn ready_ip(&self) -> Result<ReadyIp> {
         self.fixture.while_up(|| ReadyIp::start(&self.namespace()))
+    }
+
+    /// Gives the agent, which must not have been started, a disk that can be made to stand still.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn holdable_state_disk(&self) -> Result<HoldableDisk> {
+        self.fixture.while_up(|| HoldableDisk::mount(&self.dir().join("state.ext4"), &self.state_dir()))
+    }
+
+    /// Leaves the agent's journal room for about `left` bytes (less than one record more) within what it has of a disk.
+    ///
+    /// # Errors
+    /// If it cannot be written to.
+    pub fn pad_journal(&self, left: u64) -> Result<()> {
+        disk::pad_journal(&self.journal(), left)
+    }
+
+    /// Adds a record (JSON) to the agent's journal, as one that died just after it would have.
+    ///
+    /// # Errors
+    /// If it cannot be written to.
+    pub fn append_record(&self, json: &str) -> Result<()> {
+        disk::append_record(&self.journal(), json)
+    }
+
+    /// The agent's journal.
+    pub fn journal(&self) -> PathBuf {
+        self.state_dir().join("handover.journal")
     }
 
     /// Takes the room on the agent's disk, all but `left` bytes.

@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Result, bail};
 
 pub(crate) use command::run as run_tool;
-pub use disk::Filler;
+pub use disk::{Filler, Held, HoldableDisk};
 pub use host::{Host, Output};
 pub use layout::Layout;
 pub use plan::Side;
@@ -72,6 +72,8 @@ pub struct LabConfig {
     pub queues: u32,
     /// Bytes of a file system of its own for each agent's `state-dir`; else it is a directory like any other.
     pub state_disk: Option<u64>,
+    /// Time limits of the agents that are not the default, s, by their names under `[limits]`.
+    pub limits: Vec<(&'static str, u64)>,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -87,6 +89,7 @@ impl Default for LabConfig {
             mtu: 9000,
             queues: 1,
             state_disk: None,
+            limits: Vec::new(),
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -155,7 +158,7 @@ impl Lab {
         let layout = Layout::new(&config.prefix, &config.cache_dir);
         let fixture = Fixture::build(layout, &config)?;
         let lifetime = if config.keep { Lifetime::Kept } else { Lifetime::WithUs };
-        let host = |side| Host::new(side, &fixture, &config.xferry, lifetime);
+        let host = |side| Host::new(side, &fixture, &config, lifetime);
         Ok(Self { a: host(Side::A), b: host(Side::B), fixture, config })
     }
 
