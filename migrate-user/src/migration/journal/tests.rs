@@ -52,7 +52,11 @@ fn what_was_written_is_known_after_a_restart() {
 #[test]
 fn the_first_decision_stands() {
     let (_dir, path, journal) = journal();
-    assert_eq!(journal.asked_by_source(6).unwrap(), None, "never heard of, or forgotten: not for this host to say");
+    assert_eq!(
+        journal.asked_by_source(6).unwrap(),
+        None,
+        "never heard of, or forgotten: not for this host to say"
+    );
     journal.wait(session(7, "web")).unwrap();
     assert_eq!(journal.asked_by_source(7).unwrap(), Some(Verdict::Refused));
     assert_eq!(journal.decide(7, Verdict::Accepted).unwrap(), Recorded::Otherwise);
