@@ -18,8 +18,8 @@ const ROOM_BEFORE: u64 = 128 << 10;
 /// What tmpfs gives a file at a time, bytes.
 const PAGE: u64 = 4096;
 /// Lengths of the journal's records that a side writes before its first round, bytes, roughly.
-const OFFERED: u64 = 160;
-const WAITING: u64 = 160;
+const OFFERED: u64 = 132;
+const WAITING: u64 = 132;
 /// An address that nobody has.
 const NOBODY: &str = "02:00:00:00:00:01";
 /// How long a destination's QEMU that is to be killed may take to be there.
