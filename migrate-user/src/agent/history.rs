@@ -50,8 +50,12 @@ impl History {
         let stored = serde_json::to_vec_pretty(report).map_err(std::io::Error::from).and_then(|text| {
             // Whole or not at all: a full disk must not leave half a report.
             let temporary = path.with_extension("json.new");
-            std::fs::write(&temporary, text)?;
-            std::fs::rename(temporary, &path)
+            let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &path));
+            if written.is_err() {
+                // It may not even be there.
+                let _ = std::fs::remove_file(temporary);
+            }
+            written
         });
         if let Err(error) = stored {
             tracing::warn!(path = %path.display(), %error, "the report is not stored");

@@ -134,6 +134,12 @@ impl IncomingHost {
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
         });
+        // Before memory is taken: an agent that dies now finds it again.
+        if let Some(session) = &mut self.session {
+            session.ram = facts.files.iter().map(|file| file.path.clone()).collect();
+            let session = session.clone();
+            self.agent.write_journal(move |journal| journal.wait(session)).await?;
+        }
         if !request.check_only {
             self.reserver = Some(reserve(&inbound, request.populated.clone())?);
         }
@@ -275,6 +281,7 @@ impl DestinationHost for IncomingHost {
             vm: request.vm.clone(),
             peer: Some(SocketAddr::new(self.peer, request.control_port)),
             keep_source: false,
+            ram: Vec::new(),
         });
         Ok(())
     }

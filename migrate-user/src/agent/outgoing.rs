@@ -334,6 +334,7 @@ impl OutgoingHost {
                 vm: request.vm.clone(),
                 peer: Some(peer),
                 keep_source: request.keep_source,
+                ram: memory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect(),
             },
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
             sinks,

@@ -35,6 +35,19 @@ impl RamFiles {
         })
     }
 
+    /// Those of a VM whose VMM has ended, unless somebody has mapped them since.
+    pub fn abandoned(paths: &[PathBuf]) -> Self {
+        let free = |path: &&PathBuf| match memory::is_mapped(path) {
+            Ok(mapped) => !mapped,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "not known whether the VM's RAM is in use: not given back");
+                false
+            }
+        };
+        let open = |path: &PathBuf| Some((path.clone(), File::options().write(true).open(path).ok()?));
+        Self(paths.iter().filter(free).filter_map(open).collect())
+    }
+
     /// Gives all their memory back. Only when nobody uses them any more.
     ///
     /// # Errors

@@ -1,14 +1,20 @@
 //! TCP sockets that notice when the other side is gone.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::ControlError;
 
 /// Probes of a silent peer's kernel within the time that it has.
 const KEEPALIVE_PROBES: u32 = 4;
+/// Pause between two attempts to find a neighbour.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const BACKLOG: i32 = 64;
 
 /// Sets what every control connection needs: no delay for small messages, keep-alive, and that it breaks when the
@@ -55,16 +61,30 @@ pub async fn connect(
     dead_peer: Duration,
 ) -> Result<TcpStream, ControlError> {
     let failed = |source| ControlError::Connect { address, source };
-    let socket =
-        if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }
-            .map_err(failed)?;
-    if let Some(local) = local.filter(|local| !local.is_unspecified() && local.is_ipv4() == address.is_ipv4())
-    {
-        socket.bind(SocketAddr::new(local, 0)).map_err(failed)?;
-    }
-    let stream = tokio::time::timeout(limit, socket.connect(address))
+    let attempt = async || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(local) =
+            local.filter(|local| !local.is_unspecified() && local.is_ipv4() == address.is_ipv4())
+        {
+            socket.bind(SocketAddr::new(local, 0))?;
+        }
+        socket.connect(address).await
+    };
+    let connecting = async {
+        let begun = Instant::now();
+        loop {
+            match attempt().await {
+                // A link that was down, or a neighbour that was, is not found again at once.
+                Err(error) if error.kind() == ErrorKind::HostUnreachable && begun.elapsed() < limit => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
+    };
+    let stream = tokio::time::timeout(limit + LOOK_AGAIN, connecting)
         .await
-        .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(|_| failed(ErrorKind::TimedOut.into()))?
         .map_err(failed)?;
     tune(&stream, dead_peer).map_err(failed)?;
     Ok(stream)

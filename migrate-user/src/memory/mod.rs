@@ -24,7 +24,7 @@ pub use pagemap::{Pagemap, supports_scan};
 pub use pages::{AtomicPageSet, PageSet};
 pub use reservation::{RESERVE_CHUNK, Reservation, empty};
 pub use tracker::DirtyTracker;
-pub use vma::{RamFile, Vma, find_ram_files};
+pub use vma::{RamFile, Vma, find_ram_files, is_mapped};
 
 use std::path::PathBuf;
 

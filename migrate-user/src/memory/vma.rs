@@ -1,6 +1,10 @@
 //! Finding the guest's RAM in the VMM's address space.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use migrate_common::PAGE_SIZE;
 
@@ -92,6 +96,28 @@ fn mangled(id: &str) -> String {
     id.replace('/', "_")
 }
 
+/// Whether any process has a file mapped: whether somebody may be using it as RAM.
+///
+/// # Errors
+/// When that cannot be told.
+pub fn is_mapped(file: &Path) -> std::io::Result<bool> {
+    let Ok(metadata) = file.metadata() else { return Ok(false) };
+    let inode = metadata.ino().to_string();
+    for process in std::fs::read_dir("/proc")? {
+        let name = process?.file_name();
+        if !name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // One that has ended meanwhile maps nothing.
+        let Ok(maps) = std::fs::read_to_string(Path::new("/proc").join(name).join("maps")) else { continue };
+        // The number alone: another file with the same one on another file system only keeps this one as it is.
+        if maps.lines().any(|line| line.split_whitespace().nth(4) == Some(inode.as_str())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The RAM files of `backends` (`(id, mem-path, size in bytes)`) in process `pid`, in the same order.
 ///
 /// # Errors
@@ -128,6 +154,20 @@ fn find_in(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_in_use_while_it_is_mapped() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        file.as_file().set_len(4096).unwrap();
+        assert!(!is_mapped(file.path()).unwrap());
+        let mapping =
+            super::super::Mapping::new(file.reopen().unwrap(), "t".into(), super::super::Access::Read)
+                .unwrap();
+        assert!(is_mapped(file.path()).unwrap());
+        drop(mapping);
+        assert!(!is_mapped(file.path()).unwrap());
+        assert!(!is_mapped(Path::new("/nonexistent")).unwrap());
+    }
 
     const MAPS: &str = "\
 55d0c0a00000-55d0c0b00000 r-xp 00000000 fe:00 123                        /usr/bin/qemu-system-x86_64

@@ -11,11 +11,13 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
 
-use super::{DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, source};
+use super::{
+    DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, qmp::within, source,
+};
 
 const PIPE: &str = "xferry-state";
-/// How often a waiting QEMU is looked at.
-const LIFE_CHECK: Duration = Duration::from_millis(100);
+/// How often a QEMU that does not answer is asked whether it runs.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A QEMU that waits for its state, started here or found waiting.
 pub struct QemuDestination {
@@ -24,6 +26,8 @@ pub struct QemuDestination {
     limits: VmmLimits,
     events: broadcast::Receiver<Event>,
     state: Option<UnixStream>,
+    /// Set once its vCPUs are known to have been started.
+    resumed: bool,
     /// Set when we started it: then it is also ours to end.
     child: Option<Started>,
 }
@@ -80,7 +84,7 @@ impl QemuDestination {
             }
         };
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, limits, events, state: None, child: Some(started) };
+        let mut this = Self { vm, qmp, limits, events, state: None, resumed: false, child: Some(started) };
         if let Err(error) = this.open_state().await {
             this.destroy().await;
             return Err(error);
@@ -111,7 +115,7 @@ impl QemuDestination {
             )));
         }
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, limits, events, state: None, child: None };
+        let mut this = Self { vm, qmp, limits, events, state: None, resumed: false, child: None };
         this.open_state().await?;
         Ok(this)
     }
@@ -161,7 +165,7 @@ impl QemuDestination {
             }
         };
         let seconds = limit.as_secs();
-        tokio::time::timeout(limit, waiting).await.map_err(|_| VmmError::Timeout { waited_for, seconds })?
+        within(limit, waiting).await.map_err(|_| VmmError::Timeout { waited_for, seconds })?
     }
 
     /// Adds what a QEMU that we started printed: that is where it says why it refused its state.
@@ -205,14 +209,16 @@ impl DestinationVm for QemuDestination {
 
     async fn run(&mut self) -> Result<(), VmmError> {
         // The answer comes after the vCPUs were started; the event is for those who watch.
-        self.qmp.execute("cont", json!({})).await?;
-        Ok(())
+        match self.qmp.execute("cont", json!({})).await {
+            Ok(_) => Ok(()),
+            // It may run all the same: that no answer came in time proves nothing, and what runs must not be ended.
+            Err(error @ QmpError::Timeout { .. }) => self.runs_after_all().await.map_err(|()| error.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn ended(&mut self) -> VmmError {
-        while !self.qmp.is_closed() {
-            tokio::time::sleep(LIFE_CHECK).await;
-        }
+        self.qmp.closed().await;
         self.explain(VmmError::State("QEMU on the destination has ended".into()))
     }
 
@@ -243,19 +249,35 @@ impl DestinationVm for QemuDestination {
 }
 
 impl QemuDestination {
+    /// Whether a QEMU that was told to run and did not answer in time does run.
+    async fn runs_after_all(&mut self) -> Result<(), ()> {
+        let deadline = Instant::now() + self.limits.step;
+        while !self.qmp.is_closed() && Instant::now() < deadline {
+            if self.has_resumed() {
+                return Ok(());
+            }
+            // Asked after `cont`, answered after it.
+            if let Ok(status) = self.qmp.execute("query-status", json!({})).await {
+                return if status["status"] == "running" { Ok(()) } else { Err(()) };
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        if !self.qmp.is_closed() && self.has_resumed() { Ok(()) } else { Err(()) }
+    }
+
     /// Whether QEMU said that its vCPUs run. It says so before they do (`vm_prepare_start` in system/cpus.c sends
     /// RESUME, `vm_start` starts them after it), so silence to the end means that they never did.
     fn has_resumed(&mut self) -> bool {
         use broadcast::error::TryRecvError;
-        loop {
+        while !self.resumed {
             match self.events.try_recv() {
-                Ok(event) if event.name == "RESUME" => return true,
                 // What was missed may have been it.
-                Err(TryRecvError::Lagged(_)) => return true,
-                Ok(_) => {}
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return false,
+                Err(TryRecvError::Lagged(_)) => self.resumed = true,
+                Ok(event) => self.resumed = event.name == "RESUME",
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
+        self.resumed
     }
 }
 

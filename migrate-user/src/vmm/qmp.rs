@@ -18,12 +18,15 @@ use serde_json::{Value, json};
 use tokio::{
     io::Interest,
     net::UnixStream,
-    sync::{broadcast, oneshot},
+    sync::{broadcast, oneshot, watch},
     task::JoinHandle,
+    time::error::Elapsed,
 };
 
 /// Longest line taken from a VMM, bytes. The longest real answers (device trees) stay far below.
 const MAX_LINE: usize = 16 << 20;
+/// See [`within`].
+const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// Events kept for a subscriber that does not keep up.
 const EVENTS: usize = 256;
 
@@ -118,6 +121,8 @@ struct Connection {
     write: tokio::sync::Mutex<()>,
     events: broadcast::Sender<Event>,
     reader: JoinHandle<()>,
+    /// True once the reader has ended.
+    closed: watch::Receiver<bool>,
     version: String,
     pid: u32,
     /// For an answer.
@@ -174,8 +179,13 @@ impl Qmp {
         let pending = Pending::default();
         let (events, _) = broadcast::channel(EVENTS);
         let (greeted, greeting) = oneshot::channel();
-        let reader =
-            tokio::spawn(read_lines(Arc::clone(&stream), Arc::clone(&pending), events.clone(), greeted));
+        let (ended, closed) = watch::channel(false);
+        let reading = read_lines(Arc::clone(&stream), Arc::clone(&pending), events.clone(), greeted);
+        let reader = tokio::spawn(async move {
+            reading.await;
+            // Nobody may be interested.
+            let _ = ended.send(true);
+        });
         let busy = || QmpError::Busy { path: path.to_owned() };
         let version = match tokio::time::timeout(limit, greeting).await {
             Ok(Ok(version)) => version,
@@ -193,6 +203,7 @@ impl Qmp {
             write: tokio::sync::Mutex::new(()),
             events,
             reader,
+            closed,
             version,
             pid: pid as u32,
             limit,
@@ -218,7 +229,13 @@ impl Qmp {
 
     /// Whether the monitor's connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.0.reader.is_finished()
+        *self.0.closed.borrow()
+    }
+
+    /// Waits until the monitor's connection has ended. All its events are with their subscribers then.
+    pub async fn closed(&self) {
+        // The sender goes only with the reader.
+        let _ = self.0.closed.clone().wait_for(|&closed| closed).await;
     }
 
     /// Runs a command and returns its answer.
@@ -265,7 +282,7 @@ impl Qmp {
             Ok(Err(_)) => return Err(closed()),
             Err(_) => return Err(timeout()),
         }
-        match tokio::time::timeout(limit, answer).await {
+        match within(limit, answer).await {
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(error))) => Err(QmpError::Refused {
                 command: command.to_owned(),
@@ -305,6 +322,16 @@ impl Qmp {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits for `future`, which another task brings about, at most `limit`. A process that was stopped and goes on finds
+/// its time over before that task had its turn, so the end of the time is not yet the end of the wait.
+pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
+    tokio::pin!(future);
+    match tokio::time::timeout(limit, &mut future).await {
+        Ok(output) => Ok(output),
+        Err(_) => tokio::time::timeout(LAST_CHANCE, future).await,
     }
 }
 

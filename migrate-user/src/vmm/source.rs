@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::broadcast, task::JoinHandle};
 
-use super::{Event, Qmp, QmpError, SourceVm, VmmError, VmmLimits};
+use super::{Event, Qmp, QmpError, SourceVm, VmmError, VmmLimits, qmp::within};
 
 /// Name under which QEMU keeps the pipe that we hand over.
 const PIPE: &str = "xferry-state";
@@ -48,7 +48,7 @@ impl QemuSource {
         waited_for: &'static str,
     ) -> Result<(), VmmError> {
         let seconds = self.limits.step.as_secs();
-        let reached = tokio::time::timeout(self.limits.step, async {
+        let reached = within(self.limits.step, async {
             loop {
                 let event = next(&mut self.events, &self.qmp).await?;
                 if event.name != "MIGRATION" {
@@ -81,17 +81,19 @@ impl QemuSource {
 /// The next event; an error once the monitor has closed.
 pub(super) async fn next(events: &mut broadcast::Receiver<Event>, qmp: &Qmp) -> Result<Event, VmmError> {
     loop {
-        match tokio::time::timeout(Duration::from_millis(500), events.recv()).await {
-            Ok(Ok(event)) => return Ok(event),
-            // Events were missed: later ones and query-* tell the same.
-            Ok(Err(broadcast::error::RecvError::Lagged(_))) => {}
-            Ok(Err(broadcast::error::RecvError::Closed)) => {
-                return Err(VmmError::State("QEMU has ended".into()));
-            }
-            Err(_) if qmp.is_closed() => return Err(VmmError::State("QEMU has ended".into())),
-            Err(_) => {}
+        tokio::select! {
+            // What came before the end comes before it here.
+            biased;
+            event = events.recv() => match event {
+                Ok(event) => return Ok(event),
+                // Events were missed: later ones and query-* tell the same.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+            () = qmp.closed() => break,
         }
     }
+    Err(VmmError::State("QEMU has ended".into()))
 }
 
 /// Capabilities and parameters that make QEMU move its devices and leave RAM to us.
@@ -130,7 +132,7 @@ impl SourceVm for QemuSource {
         self.qmp.execute("migrate", json!({ "uri": format!("fd:{PIPE}") })).await?;
         let mut stopped = None;
         let seconds = self.limits.step.as_secs();
-        let reached = tokio::time::timeout(self.limits.step, async {
+        let reached = within(self.limits.step, async {
             loop {
                 let event = next(&mut self.events, &self.qmp).await?;
                 match (event.name.as_str(), event.data["status"].as_str().unwrap_or_default()) {

@@ -8,8 +8,8 @@ use crate::{
     migration::{Limits, MigrationError, Verdict},
 };
 
-/// Pause between two attempts to reach a peer.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pauses between two attempts to reach a peer: the first, and the longest; each is twice the one before.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Asks the agent at `peer` whose a VM is.
 ///
@@ -60,6 +60,7 @@ pub(in crate::agent) async fn ask_until_answered(
     question: Message,
     heard: impl Fn(&MigrationError),
 ) -> Verdict {
+    let mut pause = RETRY.0;
     loop {
         match ask(agent, peer, question.clone()).await {
             Ok(verdict) => return verdict,
@@ -68,6 +69,7 @@ pub(in crate::agent) async fn ask_until_answered(
                 heard(&error);
             }
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
     }
 }

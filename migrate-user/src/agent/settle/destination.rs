@@ -32,6 +32,7 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
             DestinationStep::Claim => ask(agent, settlement, &mut handover, true).await,
             DestinationStep::Inquire => {
                 ask(agent, settlement, &mut handover, false).await;
+                RamFiles::abandoned(&settlement.open.session.ram).empty();
                 how = "its QEMU here has ended".into();
             }
             DestinationStep::Run => match run(agent, settlement).await {
@@ -167,6 +168,7 @@ async fn destroy(agent: &Agent, settlement: &Settlement) -> Result<String, Migra
     let vm = &settlement.open.session.vm;
     settlement.stands(format!("what is left of {vm}, which never ran here, is being ended"));
     let Some(qmp) = connect(agent, vm).await? else {
+        RamFiles::abandoned(&settlement.open.session.ram).empty();
         return Ok("nothing is left of a VM that never ran here".into());
     };
     // A session that was not accepted never ran: a VM that runs is another, started since.

@@ -56,6 +56,9 @@ pub struct Session {
     /// Whether the source's stopped VM is to be kept after a success.
     #[serde(default)]
     pub keep_source: bool,
+    /// Files of the VM's RAM on this host, as far as they are known.
+    #[serde(default)]
+    pub ram: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +189,7 @@ impl Journal {
         self.lock().append(Record::Committed { session })
     }
 
-    /// The destination is about to have a VMM wait.
+    /// The destination is about to have a VMM wait. May be repeated when more is known of the session.
     ///
     /// # Errors
     /// When it cannot be written down: then no VMM must be started.
@@ -350,14 +353,22 @@ fn apply(sessions: &mut BTreeMap<u64, Entry>, next: &mut u64, record: Record) {
         entry.number = *next;
     }
     entry.state.apply(record.change());
-    match record {
+    let (role, session) = match record {
         Record::Offered(session) => {
             // Before there were names, there was no record of the commit either: it may have been sent.
             entry.state.committed |= session.id.is_empty();
-            entry.begun = Some((Role::Source, session));
+            (Role::Source, session)
         }
-        Record::Waiting(session) => entry.begun = Some((Role::Destination, session)),
-        _ => {}
+        Record::Waiting(session) => (Role::Destination, session),
+        _ => return,
+    };
+    let (number, vm) = (session.session, session.vm.clone());
+    entry.begun = Some((role, session));
+    // A VM takes part in one session at a time: what is open of an earlier one only could not be written.
+    for (other, entry) in sessions.iter_mut() {
+        if *other != number && entry.begun.as_ref().is_some_and(|(_, earlier)| earlier.vm == vm) {
+            entry.state.apply(Change::Concluded(None));
+        }
     }
 }
 

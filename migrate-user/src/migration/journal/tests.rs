@@ -15,6 +15,7 @@ fn session(number: u64, vm: &str) -> Session {
         vm: vm.into(),
         peer: Some("10.0.0.2:4790".parse().unwrap()),
         keep_source: false,
+        ram: vec!["/dev/shm/web".into()],
     }
 }
 
@@ -98,6 +99,18 @@ fn an_offer_of_an_older_version_counts_as_committed() {
     let json = r#"{"record":"offered","session":5,"vm":"web","peer":"10.0.0.2:4790"}"#;
     std::fs::write(&path, format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes()))).unwrap();
     assert!(Journal::open(&path).unwrap().state(5).committed, "it may have been sent");
+}
+
+#[test]
+fn a_later_session_of_a_vm_ends_what_an_earlier_one_could_not_write() {
+    let (_dir, path, journal) = journal();
+    journal.offer(session(1, "web")).unwrap();
+    journal.commit(1).unwrap();
+    journal.offer(session(2, "db")).unwrap();
+    journal.wait(session(3, "web")).unwrap();
+    drop(journal);
+    let open = Journal::open(&path).unwrap().open_sessions();
+    assert_eq!(open.iter().map(|open| open.session.session).collect::<Vec<_>>(), [2, 3]);
 }
 
 #[test]
