@@ -138,7 +138,11 @@ async fn depart(
     record.update(|report| {
         report.session = session;
         let scan = findings.iter().find(|finding| finding.check == Check::DirtyScan);
-        report.scan_mode = scan.map(|scan| scan.found.clone()).unwrap_or_default();
+        // `live` alone: programs compare it. The reason is for a quiesced one.
+        report.scan_mode = match scan {
+            Some(scan) if quiesced => scan.found.clone(),
+            _ => "live".into(),
+        };
         report.transport.mode = "af-xdp staged".into();
         report.transport.xdp_mode.clone_from(&nic_facts.xdp_mode);
         report.transport.zero_copy = nic_facts.zero_copy;

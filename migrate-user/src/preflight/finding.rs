@@ -67,6 +67,39 @@ pub enum Check {
 }
 
 impl Check {
+    /// All of them, in the table's order.
+    pub const ALL: [Self; 29] = [
+        Self::Monitor,
+        Self::VmState,
+        Self::RamBacking,
+        Self::Devices,
+        Self::QemuBlockers,
+        Self::DirtyScan,
+        Self::SendingNic,
+        Self::Peer,
+        Self::Agents,
+        Self::ClockOffset,
+        Self::Admission,
+        Self::QemuStart,
+        Self::QemuVersion,
+        Self::MachineType,
+        Self::Accelerator,
+        Self::Vcpus,
+        Self::CpuModel,
+        Self::CpuFeatures,
+        Self::Tsc,
+        Self::DeviceSet,
+        Self::RamLayout,
+        Self::Numa,
+        Self::PageSize,
+        Self::Memory,
+        Self::RamRoom,
+        Self::Disks,
+        Self::Uplink,
+        Self::Xdp,
+        Self::PathMtu,
+    ];
+
     /// Whether `--force` overrides it. Only where the VM itself is in no danger beyond what its guest notices:
     /// a guest that executes an instruction that is missing dies of it, but an operator may know that it never
     /// does. What would mix up memory, corrupt a disk, or end in a migration that fails anyway is not
@@ -322,6 +355,21 @@ mod tests {
         findings.push(Finding::bad(Check::Disks, "locked", ""));
         findings.push(Finding::unknown(Check::Peer, "no answer", ""));
         assert_eq!(outcome(&findings), Outcome::Refused, "a certain no is more than a perhaps");
+    }
+
+    #[test]
+    fn every_check_is_in_the_manual_with_what_force_does() {
+        let manual = include_str!("../../../docs/operations.md");
+        assert!(Check::ALL.is_sorted() && Check::ALL.last() == Some(&Check::PathMtu));
+        for check in Check::ALL {
+            let name = format!("`{}`", check.name());
+            let row = manual.lines().find(|line| line.starts_with('|') && line.contains(&name));
+            let row = row.unwrap_or_else(|| panic!("{name} is not in docs/operations.md"));
+            let marked = row.contains(&format!("{name} **F**"));
+            // These are never more than a drawback: there is nothing to override.
+            let harmless = matches!(check, Check::Agents | Check::ClockOffset | Check::QemuVersion);
+            assert_eq!(marked, check.overridable() && !harmless, "{name}");
+        }
     }
 
     #[test]
