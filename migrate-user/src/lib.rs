@@ -8,6 +8,7 @@
 //!     ├ datapath   page stream: frames, sender, receiver, loss accounting
 //!     │   └ xsk      AF_XDP: UMEM, rings, sockets
 //!     ├ control    control channel between agents
+//!     ├ preflight  can this VM go to that host?
 //!     ├ memory     guest RAM, dirty tracking
 //!     ├ vmm        QEMU
 //!     ├ network    XDP program, NIC facts, announcements
@@ -23,6 +24,7 @@ pub mod datapath;
 pub mod memory;
 pub mod migration;
 pub mod network;
+pub mod preflight;
 pub mod report;
 pub mod vmm;
 #[expect(unsafe_code, reason = "rings and UMEM shared with the kernel")]

@@ -12,11 +12,12 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::{Agent, AgentError, Unsettled, outgoing, port::PortStatus};
+use super::{Agent, AgentError, Unsettled, port::PortStatus};
 use crate::{
     control::VerifyMode,
     migration::Resolution,
-    report::{Recorder, Report},
+    preflight::{Finding, Outcome},
+    report::Report,
 };
 
 /// `POST /v1/migrations` and `/v1/check`.
@@ -38,6 +39,9 @@ pub struct MigrateRequest {
     /// Keep the stopped VM at the source when it runs at the destination, for debugging.
     #[serde(default)]
     pub keep_source: bool,
+    /// Whether to go on in spite of findings that may be overridden.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `POST /v1/migrations/ID/resolve`.
@@ -77,9 +81,13 @@ pub struct CancelAnswer {
 pub struct CheckAnswer {
     /// Whether a migration would begin.
     pub ok: bool,
-    /// Why not.
+    /// The same, with "could not tell" apart from "refused".
+    pub outcome: Outcome,
+    /// Why not: all reasons.
     pub reason: Option<String>,
-    /// What was found: transport, scan mode, notes.
+    /// Every check.
+    pub findings: Vec<Finding>,
+    /// What is known of the way: transport, scan mode, notes.
     pub report: Report,
 }
 
@@ -209,15 +217,5 @@ async fn check(
     State(agent): State<Arc<Agent>>,
     Json(request): Json<MigrateRequest>,
 ) -> Result<Json<CheckAnswer>, AgentError> {
-    let definition = crate::vmm::VmDefinition::read(&agent.config.vms_dir, &request.vm)?;
-    let peer = agent.config.peer(&request.to)?;
-    let record = Recorder::new(Report {
-        vm: request.vm.clone(),
-        source: agent.config.name.clone(),
-        destination: request.to.clone(),
-        ..Report::default()
-    });
-    let result = outgoing::check(&agent, &definition, peer, &request, &record).await;
-    let reason = result.err().map(|error| error.to_string());
-    Ok(Json(CheckAnswer { ok: reason.is_none(), reason, report: record.snapshot() }))
+    Ok(Json(agent.check(&request).await?))
 }

@@ -46,6 +46,25 @@ pub struct AgentConfig {
     /// Time limits, s.
     #[serde(default)]
     pub limits: Limits,
+    /// What VMs that arrive may take.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
+}
+
+/// `[admission]`: the destination's own say, which `--force` does not override.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AdmissionConfig {
+    /// VMs that may arrive at once; any number when not given.
+    pub max_arriving: Option<u32>,
+    /// Memory that stays with the host beside all VMs, MiB.
+    pub memory_headroom_mib: u64,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self { max_arriving: None, memory_headroom_mib: 64 }
+    }
 }
 
 /// `[control]`.
@@ -190,6 +209,8 @@ host-b = "10.0.0.2:4790"
 rounds = 9
 [limits]
 round = 3
+[admission]
+max-arriving = 2
 "#;
 
     #[test]
@@ -198,6 +219,7 @@ round = 3
         assert_eq!(config.migration.port, DATA_PORT);
         assert_eq!((config.announce.rounds, config.announce.initial), (9, 50));
         assert_eq!((config.limits.round, config.limits.hello), (3, 5));
+        assert_eq!(config.admission, AdmissionConfig { max_arriving: Some(2), ..AdmissionConfig::default() });
     }
 
     #[test]

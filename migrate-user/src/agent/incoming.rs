@@ -2,23 +2,25 @@
 //! machine.
 
 use std::{
+    fs::Metadata,
     net::{IpAddr, SocketAddr, UdpSocket},
+    os::unix::fs::MetadataExt,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
-
-use migrate_common::PAGE_SIZE;
 
 use super::{Agent, announcing, ram::RamFiles};
 use crate::{
     control::{Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
-    memory::{
-        Access, Digest, Mapping, PageHashes, PageSet, RESERVE_CHUNK, RamLayout, Reservation, data_extents,
+    memory::{Access, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents},
+    migration::{
+        DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Session, Unprepared,
+        Verdict,
     },
-    migration::{DestinationHost, DestinationRecord, MigrationError, Recorded, Session, Unprepared, Verdict},
     network::Announcer,
+    preflight::{self, Admission, Check, DestinationFacts, Finding, HostFacts, Outcome},
     vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
 
@@ -28,8 +30,6 @@ const QUIET: Duration = Duration::from_millis(20);
 const QUIET_LAST: Duration = Duration::from_millis(10);
 /// Longest wait for probe frames.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
-/// Memory that is left to the host beside the VM's, bytes.
-const HEADROOM: u64 = 64 << 20;
 
 /// This host's part of one arriving migration.
 pub(super) struct IncomingHost {
@@ -41,7 +41,8 @@ pub(super) struct IncomingHost {
     listed: Option<String>,
     reserver: Option<JoinHandle<()>>,
     session: Option<Session>,
-    definition: Option<VmDefinition>,
+    /// What was found out before anything was started.
+    admitted: Option<Admitted>,
     /// Emptied if the VM does not come to run here.
     ram: RamFiles,
     /// Address of the host that the VM comes from.
@@ -51,7 +52,7 @@ pub(super) struct IncomingHost {
 impl Drop for IncomingHost {
     fn drop(&mut self) {
         if let Some(vm) = &self.listed {
-            self.agent.arriving().retain(|other| other != vm);
+            self.agent.arrivals.leave(vm);
         }
     }
 }
@@ -77,7 +78,7 @@ impl IncomingHost {
             listed: None,
             reserver: None,
             session: None,
-            definition: None,
+            admitted: None,
             ram: RamFiles::default(),
             peer,
         }
@@ -92,33 +93,46 @@ impl IncomingHost {
         self.inbound.as_ref().ok_or_else(|| MigrationError::Host("no page stream is open".into()))
     }
 
-    /// Everything that needs the waiting VM; on error the caller ends it.
+    /// Makes everything ready for the pages of a VM that may come; on error the caller ends it.
     async fn receive_into(
         &mut self,
-        vm: &QemuDestination,
-        definition: &VmDefinition,
+        waiting: &mut Waiting,
         request: &Prepare,
     ) -> Result<Prepared, MigrationError> {
-        let facts = inspect(vm.qmp()).await?;
-        fits(request, &facts)?;
-        let (announcer, nics) = announcing::open(definition, &request.macs, &facts)?;
+        waiting.vm.expect_state().await?;
+        let (announcer, nics) = announcing::open(&waiting.uplinks)?;
         (self.announcer, self.nics) = (Some(announcer), nics);
-
-        let nic = self.agent.port.nic()?;
-        let layout = RamLayout::new(request.backends.clone());
-        let populated: u64 = request.populated.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
-        let needed = (populated * RESERVE_CHUNK * PAGE_SIZE as u64).min(layout.bytes());
-        enough_memory(needed, layout.bytes())?;
-        let mappings = facts
+        let mappings = waiting
             .files
             .iter()
             .map(|file| Mapping::new(file.open(true)?, file.path.clone(), Access::Write))
             .collect::<Result<Vec<_>, _>>()?;
-        self.ram = RamFiles::open(&facts.files)?;
+        self.ram = RamFiles::open(&waiting.files)?;
         let reservations = mappings.iter().map(Reservation::clear).collect::<Result<Vec<_>, _>>()?;
-        enough_room(needed, &mappings)?;
+        let files = mappings.iter().filter_map(|mapping| mapping.file().try_clone().ok()).collect();
+        self.agent.arrivals.takes_from(&request.vm, files);
+        let layout = RamLayout::new(request.facts.machine.backends.clone());
+        // Before memory is taken: an agent that dies now finds it again.
+        if let Some(session) = &mut self.session {
+            session.ram = waiting.files.iter().map(|file| file.path.clone()).collect();
+            let session = session.clone();
+            self.agent.write_journal(move |journal| journal.wait(session)).await?;
+        }
+        let prepared = self.open_session(request, layout, mappings, reservations)?;
+        self.reserver = Some(reserve(self.inbound()?, request.populated.clone())?);
+        Ok(prepared)
+    }
 
+    /// Lets the source's frames in.
+    fn open_session(
+        &mut self,
+        request: &Prepare,
+        layout: RamLayout,
+        mappings: Vec<Mapping>,
+        reservations: Vec<Reservation>,
+    ) -> Result<Prepared, MigrationError> {
         let port = &self.agent.port;
+        let nic = port.nic()?;
         let ipv6 = request.ip.is_ipv6();
         let single = request.single_buffer || !port.binding().multi_buffer;
         let frames = FrameLayout::new(request.mtu.min(nic.mtu), ipv6, single)
@@ -134,15 +148,6 @@ impl IncomingHost {
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
         });
-        // Before memory is taken: an agent that dies now finds it again.
-        if let Some(session) = &mut self.session {
-            session.ram = facts.files.iter().map(|file| file.path.clone()).collect();
-            let session = session.clone();
-            self.agent.write_journal(move |journal| journal.wait(session)).await?;
-        }
-        if !request.check_only {
-            self.reserver = Some(reserve(&inbound, request.populated.clone())?);
-        }
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
         Ok(Prepared {
@@ -181,72 +186,99 @@ impl IncomingHost {
     }
 }
 
-/// Whether what waits here is the same machine as the one that runs there.
-fn fits(request: &Prepare, facts: &VmFacts) -> Result<(), MigrationError> {
-    if request.machine != facts.machine {
-        return Err(MigrationError::Mismatch(format!(
-            "the VM's machine type is {} at the source and {} here: give the same -machine in both definitions (QEMU {} and {})",
-            request.machine, facts.machine, request.vmm_version, facts.version
-        )));
-    }
-    if request.backends != facts.backends {
-        let list = |backends: &[crate::memory::Backend]| {
-            let parts: Vec<String> = backends
-                .iter()
-                .map(|backend| format!("{} of {} MiB", backend.id, backend.size >> 20))
-                .collect();
-            parts.join(", ")
-        };
-        return Err(MigrationError::Mismatch(format!(
-            "the VM's RAM differs: {} at the source, {} here: give the same -m and memory backends in both definitions",
-            list(&request.backends),
-            list(&facts.backends)
-        )));
-    }
-    Ok(())
+/// What is known of a VM that may come, before anything is started.
+struct Admitted {
+    definition: VmDefinition,
+    host: HostFacts,
+    admission: Admission,
+    /// Bytes that each backend needs.
+    needed: Vec<u64>,
 }
 
-/// Whether this host can take `needed` bytes now.
-fn enough_memory(needed: u64, total: u64) -> Result<(), MigrationError> {
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .map(|kib| kib * 1024);
-    match available {
-        Some(available) if available < needed + HEADROOM => Err(MigrationError::Host(format!(
-            "not enough memory: the VM has {} MiB of its {} MiB in use, and this host has {} MiB free; free some, or migrate to \
-             another host",
-            needed >> 20,
-            total >> 20,
-            available >> 20
-        ))),
-        _ => Ok(()),
+/// A QEMU that waits.
+struct Waiting {
+    vm: QemuDestination,
+    files: Vec<RamFile>,
+    uplinks: Vec<preflight::Uplink>,
+    /// When it was not yet started.
+    since: SystemTime,
+}
+
+impl Waiting {
+    /// Removes the RAM files that QEMU made as it started. The next attempt may need another size, and with
+    /// `prealloc=on` they hold memory. What was there before is not ours to remove.
+    fn forget_ram(&self) {
+        for file in self.files.iter().filter(|_| self.vm.is_ours()) {
+            // As QEMU sees it: it may have mounts of its own.
+            let path = format!("/proc/{}/root{}", file.pid, file.path.display());
+            let made_now = || -> Option<bool> {
+                let mapped = file.open(false).ok()?.metadata().ok()?;
+                let named = std::fs::symlink_metadata(&path).ok()?;
+                let inode = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+                Some(
+                    named.is_file() && inode(&mapped) == inode(&named) && named.created().ok()? >= self.since,
+                )
+            };
+            if made_now() == Some(true)
+                && let Err(error) = std::fs::remove_file(&path)
+            {
+                tracing::warn!(%path, %error, "the RAM file of a VM that does not come stays");
+            }
+        }
     }
 }
 
-/// Whether the file systems that hold the RAM files have room for `needed` bytes. They were emptied just now.
-fn enough_room(needed: u64, mappings: &[Mapping]) -> Result<(), MigrationError> {
-    // Backends mostly share one file system; when they do not, the largest must do for the check.
-    let room = mappings
-        .iter()
-        .filter_map(|mapping| rustix::fs::fstatvfs(mapping.file()).ok())
-        .max_by_key(|v| v.f_bavail);
-    let (Some(room), Some(first)) = (room, mappings.first()) else { return Ok(()) };
-    let available = room.f_bavail * room.f_frsize;
-    // A tmpfs without a limit says 0 blocks in all.
-    if room.f_blocks > 0 && available < needed {
-        return Err(MigrationError::Host(format!(
-            "no room for the VM's RAM: {} MiB are in use at the source, and the file system of {} has {} MiB free; enlarge it \
-             (mount -o remount,size=…) or free some",
-            needed >> 20,
-            first.path().display(),
-            available >> 20
-        )));
+/// A QEMU that waits, compared with the source's. `None` where there is none, with the finding that says why.
+async fn launch(
+    agent: &Agent,
+    admitted: Admitted,
+    request: &Prepare,
+    findings: &mut Vec<Finding>,
+) -> Option<Waiting> {
+    let config = &agent.config;
+    let Admitted { definition, host, admission, needed } = admitted;
+    let since = SystemTime::now();
+    let launched = QemuDestination::launch(&definition, &config.state_dir, config.limits.vmm()).await;
+    let vm = match launched {
+        Ok(vm) => vm,
+        Err(error) => {
+            findings.extend(preflight::not_launched(&request.facts, &host.name, &error.to_string()));
+            return None;
+        }
+    };
+    match inspect(vm.qmp()).await {
+        Ok(found) => {
+            let facts = destination_facts(host, &found, &definition, request, needed).await;
+            findings.extend(preflight::after_launch(&request.facts, &facts, &admission));
+            let files = found.files.unwrap_or_default();
+            Some(Waiting { vm, files, uplinks: facts.uplinks, since })
+        }
+        Err(error) => {
+            findings.extend(preflight::not_launched(&request.facts, &host.name, &error.to_string()));
+            Some(Waiting { vm, files: Vec::new(), uplinks: Vec::new(), since })
+        }
     }
-    Ok(())
+}
+
+async fn destination_facts(
+    host: HostFacts,
+    found: &VmFacts,
+    definition: &VmDefinition,
+    request: &Prepare,
+    needed: Vec<u64>,
+) -> DestinationFacts {
+    let images = Some(request.facts.images_for(&found.machine.disks));
+    let macs: Vec<_> = request.facts.machine.nics.iter().map(|nic| nic.mac).collect();
+    DestinationFacts {
+        host,
+        machine: found.machine.clone(),
+        pid: found.pid,
+        backing: preflight::backings(&found.files),
+        reserved: found.reserved,
+        needed,
+        images: preflight::image_facts(found.pid, found.machine.disks.clone(), images).await,
+        uplinks: announcing::uplinks(definition, &macs, found),
+    }
 }
 
 /// Takes the memory of `chunks` beside the first round: first touch is what costs, and the receive worker has
@@ -262,19 +294,34 @@ fn reserve(inbound: &Arc<Inbound>, chunks: Vec<(u64, u64)>) -> Result<JoinHandle
 impl DestinationHost for IncomingHost {
     type Vm = QemuDestination;
 
-    fn admit(&mut self, request: &Prepare) -> Result<(), MigrationError> {
-        let definition = VmDefinition::read(&self.agent.config.vms_dir, &request.vm)
-            .map_err(|error| MigrationError::Host(error.to_string()))?;
-        self.agent.settlements.free(&request.vm)?;
-        {
-            let mut arriving = self.agent.arriving();
-            if arriving.contains(&request.vm) {
-                return Err(MigrationError::Host(format!("VM {} is already arriving here", request.vm)));
-            }
-            arriving.push(request.vm.clone());
+    fn admit(&mut self, request: &Prepare) -> Vec<Finding> {
+        let agent = Arc::clone(&self.agent);
+        let source = &request.facts;
+        let name = &agent.config.name;
+        let mtu = agent.port.nic().map_or(0, |nic| nic.mtu);
+        let host = preflight::host_facts(name, agent.port.facts(mtu));
+        let definition = match VmDefinition::read(&agent.config.vms_dir, &request.vm) {
+            Ok(definition) => definition,
+            Err(error) => return preflight::not_launched(source, name, &error.to_string()),
+        };
+        if let Err(error) = agent.settlements.free(&request.vm) {
+            return vec![
+                Finding::bad(Check::Admission, format!("on {name}: {error}"), ""),
+                preflight::not_compared(name),
+            ];
         }
-        self.listed = Some(request.vm.clone());
-        self.definition = Some(definition);
+        let needed = preflight::needed(&request.populated, &source.machine.backends);
+        let total = needed.iter().sum();
+        let admission = agent.arrivals.enter(&request.vm, request.check_only, total, agent.config.admission);
+        if !admission.same {
+            self.listed = Some(request.vm.clone());
+        }
+        let mut findings =
+            preflight::before_launch(source, &host, &admission, &needed, definition.preallocates());
+        if findings.iter().any(Finding::refuses) {
+            findings.push(preflight::not_compared(name));
+        }
+        self.admitted = Some(Admitted { definition, host, admission, needed });
         self.session = Some(Session {
             session: request.session,
             id: request.id.clone(),
@@ -283,7 +330,7 @@ impl DestinationHost for IncomingHost {
             keep_source: false,
             ram: Vec::new(),
         });
-        Ok(())
+        findings
     }
 
     async fn record(&mut self, record: DestinationRecord) -> Result<Recorded, MigrationError> {
@@ -301,13 +348,32 @@ impl DestinationHost for IncomingHost {
     async fn prepare(
         &mut self,
         request: &Prepare,
-    ) -> Result<(Prepared, QemuDestination), Unprepared<QemuDestination>> {
-        let definition = self.definition.take().ok_or_else(unprepared)?;
-        let config = &self.agent.config;
-        let vm = QemuDestination::launch(&definition, &config.state_dir, config.limits.vmm()).await?;
-        match self.receive_into(&vm, &definition, request).await {
-            Ok(prepared) => Ok((prepared, vm)),
-            Err(error) => Err(Unprepared { error, vm: Some(vm) }),
+    ) -> Result<Preparation<QemuDestination>, Unprepared<QemuDestination>> {
+        let admitted = self.admitted.take().ok_or_else(unprepared)?;
+        let mut findings = Vec::new();
+        let Some(mut waiting) = launch(&self.agent, admitted, request, &mut findings).await else {
+            return Ok(Preparation { findings, prepared: None, vm: None });
+        };
+        preflight::settle(&mut findings, request.force);
+        if request.check_only || preflight::outcome(&findings) != Outcome::CanGo {
+            waiting.forget_ram();
+            return Ok(Preparation { findings, prepared: None, vm: Some(waiting.vm) });
+        }
+        match self.receive_into(&mut waiting, request).await {
+            Ok(prepared) => Ok(Preparation { findings, prepared: Some(prepared), vm: Some(waiting.vm) }),
+            Err(error) => Err(Unprepared { error, vm: Some(waiting.vm) }),
+        }
+    }
+
+    fn hear_probes(&mut self, request: &Prepare, findings: &mut Vec<Finding>) -> Option<Prepared> {
+        // Without a page that a frame could be placed in.
+        let nowhere = RamLayout::new(Vec::new());
+        match self.open_session(request, nowhere, Vec::new(), Vec::new()) {
+            Ok(prepared) => Some(prepared),
+            Err(error) => {
+                findings.push(preflight::path_unproved(&error.to_string(), true));
+                None
+            }
         }
     }
 
@@ -415,6 +481,9 @@ impl DestinationHost for IncomingHost {
 
     fn give_back(&mut self) {
         std::mem::take(&mut self.ram).empty();
+        if let Some(vm) = self.listed.take() {
+            self.agent.arrivals.leave(&vm);
+        }
     }
 
     fn keep(&mut self, vm: QemuDestination) {

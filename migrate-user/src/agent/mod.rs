@@ -2,6 +2,7 @@
 
 mod announcing;
 mod api;
+mod arrivals;
 mod config;
 mod history;
 mod incoming;
@@ -14,7 +15,7 @@ mod worker;
 pub use api::{
     CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, Started, StatusAnswer,
 };
-pub use config::{AgentConfig, ConfigError};
+pub use config::{AdmissionConfig, AgentConfig, ConfigError};
 pub use port::{Port, PortStatus};
 pub use settle::{Choice, Unsettled};
 
@@ -29,8 +30,10 @@ use tokio::sync::watch;
 use crate::{
     control::{self, ControlError, split},
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
+    preflight::{self, Check, Finding},
     report::{Recorder, Report, Status},
 };
+use arrivals::Arrivals;
 use history::History;
 use incoming::IncomingHost;
 
@@ -42,7 +45,7 @@ pub struct Agent {
     journal: Arc<Journal>,
     settlements: settle::Settlements,
     active: Mutex<HashMap<String, Active>>,
-    arriving: Mutex<Vec<String>>,
+    arrivals: Arrivals,
 }
 
 /// A migration that leaves this host.
@@ -112,7 +115,7 @@ impl Agent {
             journal,
             settlements: settle::Settlements::default(),
             active: Mutex::default(),
-            arriving: Mutex::default(),
+            arrivals: Arrivals::default(),
             config,
         });
         port::log_xdp(&agent.port);
@@ -178,10 +181,6 @@ impl Agent {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arriving(&self) -> MutexGuard<'_, Vec<String>> {
-        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Begins a migration; it goes on whoever asked for it dies. Returns its id.
     fn start(self: &Arc<Self>, request: MigrateRequest) -> Result<String, AgentError> {
         let definition = crate::vmm::VmDefinition::read(&self.config.vms_dir, &request.vm)?;
@@ -214,6 +213,38 @@ impl Agent {
             agent.active().remove(&key);
         });
         Ok(id)
+    }
+
+    /// Everything up to the first page, taken back.
+    async fn check(self: &Arc<Self>, request: &MigrateRequest) -> Result<CheckAnswer, AgentError> {
+        let definition = crate::vmm::VmDefinition::read(&self.config.vms_dir, &request.vm)?;
+        let peer = self.config.peer(&request.to)?;
+        let record = Recorder::new(Report {
+            id: format!("{}-check", self.config.name),
+            vm: request.vm.clone(),
+            source: self.config.name.clone(),
+            destination: request.to.clone(),
+            ..Report::default()
+        });
+        let under_way = {
+            let active = self.active();
+            let same = active.iter().find(|(_, other)| other.record.snapshot().vm == request.vm);
+            same.map(|(id, _)| AgentError::AlreadyMigrating { vm: request.vm.clone(), id: id.clone() })
+        };
+        let unsettled = self.settlements.free(&request.vm).err().map(AgentError::from);
+        let findings = match under_way.or(unsettled) {
+            Some(reason) => vec![Finding::bad(Check::VmState, reason.to_string(), "")],
+            None => outgoing::check(self, &definition, peer, request, &record).await,
+        };
+        record.update(|report| report.notes = preflight::notes(&findings));
+        let outcome = preflight::outcome(&findings);
+        Ok(CheckAnswer {
+            ok: outcome == preflight::Outcome::CanGo,
+            outcome,
+            reason: preflight::refusal(&request.vm, &record.snapshot().destination, &findings),
+            findings,
+            report: record.snapshot(),
+        })
     }
 
     fn cancel(&self, id: Option<&str>) -> Result<String, AgentError> {
@@ -255,7 +286,7 @@ impl Agent {
             encrypted: false,
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
-            arriving: self.arriving().clone(),
+            arriving: self.arrivals.names(),
             unsettled: self.settlements.shown(),
             recent: self.history.recent(10),
         }

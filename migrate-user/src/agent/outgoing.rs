@@ -28,9 +28,10 @@ use crate::{
         Cancel, Limits, MigrationError, PageStream, RoundSent, Session, SourceHost, SourceMemory,
         SourceMigration, SourcePlan, SourceRecord, Verdict,
     },
-    network::{AttachMode, Nic},
+    network::Nic,
+    preflight::{self, Check, Finding, Outcome, SourceFacts},
     report::Recorder,
-    vmm::{QemuSource, Qmp, VmDefinition, VmFacts, VmmError, inspect},
+    vmm::{MachineFacts, QemuSource, Qmp, QmpError, VmDefinition, VmFacts, inspect},
 };
 
 /// First source port of the page stream; each lane has its own, so that the receiver's NIC spreads them.
@@ -61,96 +62,132 @@ pub(super) async fn migrate(
             let Departure { vm, memory, host, plan, channel } = &mut departure;
             SourceMigration::new(vm, memory, host, channel, plan.clone(), record).run(cancel).await;
         }
-        Err(error) => refuse(&record, &error),
+        Err(findings) => {
+            let reason = preflight::refusal(&request.vm, &request.to, &findings);
+            refuse(&record, &MigrationError::Preflight(reason.unwrap_or_default()));
+        }
     }
 }
 
-/// Does everything up to the first page and takes it back. What was found worth saying is in the report's notes.
+/// The preflight alone, taken back.
 pub(super) async fn check(
     agent: &Arc<Agent>,
     definition: &VmDefinition,
     peer: SocketAddr,
     request: &MigrateRequest,
     record: &Recorder,
-) -> Result<(), MigrationError> {
-    let mut departure = depart(agent, definition, peer, request, record).await?;
-    departure.plan.prepare.check_only = true;
-    let Departure { vm, memory, host, plan, channel } = &mut departure;
-    SourceMigration::new(vm, memory, host, channel, plan.clone(), record.clone()).check().await
+) -> Vec<Finding> {
+    match depart(agent, definition, peer, request, record).await {
+        Ok(mut departure) => {
+            departure.plan.prepare.check_only = true;
+            let Departure { vm, memory, host, plan, channel } = &mut departure;
+            SourceMigration::new(vm, memory, host, channel, plan.clone(), record.clone()).check().await
+        }
+        Err(findings) => findings,
+    }
 }
 
+/// Looks at the VM and at this host, and connects. On error the destination was not asked, and the findings say
+/// why.
 async fn depart(
     agent: &Arc<Agent>,
     definition: &VmDefinition,
     peer: SocketAddr,
     request: &MigrateRequest,
     record: &Recorder,
-) -> Result<Departure, MigrationError> {
+) -> Result<Departure, Vec<Finding>> {
     let limits = agent.config.limits;
-    let qmp = Qmp::connect(&definition.qmp, limits.vmm().answer).await.map_err(VmmError::from)?;
-    let facts = inspect(&qmp).await?;
-    let unfit =
-        |reason: String| MigrationError::from(VmmError::Unfit { vm: definition.name.clone(), reason });
-    if !facts.obstacles.is_empty() {
-        return Err(unfit(facts.obstacles.join("; ")));
-    }
-    if facts.status != "running" {
-        return Err(unfit(format!("it is not running but {}: `cont` it first", facts.status)));
-    }
-    let nic = agent.port.nic()?;
+    let connect = || {
+        let own = agent.config.control.listen.ip();
+        control::connect(peer, Some(own), Limits::of(limits.connect), Limits::of(limits.dead_peer))
+    };
+    let unreachable = |error: control::ControlError| Finding::unknown(Check::Peer, error.to_string(), "");
+    let (qmp, facts) = match look(definition, limits).await {
+        Ok(found) => found,
+        Err(finding) => {
+            return Err(std::iter::once(finding).chain(connect().await.err().map(unreachable)).collect());
+        }
+    };
     let quiesced = !facts.direct_nodes.is_empty();
+    let backing = preflight::backings(&facts.files);
+    let mut findings = preflight::own(&agent.config.name, &facts, &backing);
+    let images = preflight::image_facts(facts.pid, facts.machine.disks.clone(), None).await;
+    let VmFacts { pid, machine, files, .. } = facts;
+    let memory =
+        files.map_err(MigrationError::from).and_then(|files| GuestMemory::open(pid, &machine, files));
+    let populated = memory.as_ref().ok().map(GuestMemory::populated_chunks).transpose();
+    let memory = memory.unwrap_or_else(|error| {
+        if !findings.iter().any(|finding| finding.check == Check::RamBacking && finding.refuses()) {
+            findings.push(Finding::bad(Check::RamBacking, error.to_string(), ""));
+        }
+        GuestMemory::none(pid)
+    });
+    let populated = populated.unwrap_or_else(|error| {
+        findings.push(Finding::bad(Check::RamBacking, error.to_string(), ""));
+        None
+    });
+    let session = rand::random();
+    let (queues, problem) = match Queues::lease(agent) {
+        Ok(queues) => (queues, None),
+        Err(error) => (Queues::none(agent), Some(error.to_string())),
+    };
+    let can_send = problem.is_none();
+    let nic = queues.nic.clone();
+    let nic_facts = agent.port.facts(nic.mtu);
+    findings.push(preflight::sending_nic(&nic_facts, problem));
     record.update(|report| {
-        report.scan_mode = if quiesced {
-            format!(
-                "quiesced: block node {} uses O_DIRECT, whose DMA a live scan can miss",
-                facts.direct_nodes.join(", ")
-            )
-        } else {
-            "live".into()
+        report.session = session;
+        let scan = findings.iter().find(|finding| finding.check == Check::DirtyScan);
+        // `live` alone: programs compare it. The reason is for a quiesced one.
+        report.scan_mode = match scan {
+            Some(scan) if quiesced => scan.found.clone(),
+            _ => "live".into(),
         };
         report.transport.mode = "af-xdp staged".into();
-        report.transport.xdp_mode = match agent.port.attach_mode() {
-            AttachMode::Driver => "driver".into(),
-            AttachMode::Generic => "generic".into(),
-        };
-        report.transport.zero_copy = agent.port.binding().zero_copy;
+        report.transport.xdp_mode.clone_from(&nic_facts.xdp_mode);
+        report.transport.zero_copy = nic_facts.zero_copy;
         report.transport.mtu = nic.mtu;
         report.transport.lanes = agent.port.lanes();
-    });
-    let layout = RamLayout::new(facts.backends.clone());
-    record.update(|report| {
-        report.ram.total = layout.bytes();
+        report.ram.total = memory.layout.bytes();
         report.ram.page_size = migrate_common::PAGE_SIZE as u64;
     });
-    let memory = GuestMemory::open(facts.pid, layout, &facts)?;
-    let session = rand::random();
-    record.update(|report| report.session = session);
-    let host = OutgoingHost::open(agent, peer, &nic, session, request, &memory, record)?;
+    let host = OutgoingHost::new(agent, peer, session, request, &memory, record, queues);
+    let feedback_ports = host.feedback_ports().unwrap_or_else(|error| {
+        findings.push(Finding::bad(Check::SendingNic, error.to_string(), ""));
+        Vec::new()
+    });
+    // The VM stays here, but what else is in its way is worth knowing.
+    preflight::settle(&mut findings, request.force);
+    let refused = preflight::outcome(&findings) != Outcome::CanGo;
     let prepare = Prepare {
         session,
         id: record.snapshot().id,
         control_port: agent.config.control.listen.port(),
         vm: definition.name.clone(),
-        vmm_version: facts.version.clone(),
-        machine: facts.machine.clone(),
-        backends: facts.backends.clone(),
-        macs: facts.nics.iter().map(|nic| nic.mac).collect(),
-        populated: memory.populated_chunks()?,
+        facts: SourceFacts {
+            host: preflight::host_facts(&agent.config.name, nic_facts),
+            machine,
+            pid,
+            backing: backing.unwrap_or_default(),
+            images,
+        },
+        populated: populated.unwrap_or_default(),
         mtu: nic.mtu,
         single_buffer: !agent.port.binding().multi_buffer,
         ip: nic.address(),
         mac: nic.mac,
-        feedback_ports: host.feedback_ports()?,
+        feedback_ports,
         verify: request.verify,
-        check_only: false,
+        force: request.force,
+        check_only: refused,
     };
-    let connect = control::connect(
-        peer,
-        Some(agent.config.control.listen.ip()),
-        Limits::of(limits.connect),
-        Limits::of(limits.dead_peer),
-    );
-    let stream = connect.await?;
+    let stream = match connect().await {
+        Ok(stream) => stream,
+        Err(error) => {
+            findings.push(unreachable(error));
+            return Err(findings);
+        }
+    };
     Ok(Departure {
         vm: QemuSource::new(definition.name.clone(), qmp, limits.vmm()),
         memory,
@@ -159,6 +196,8 @@ async fn depart(
             own_name: agent.config.name.clone(),
             peer_name: request.to.clone(),
             prepare,
+            findings,
+            can_send,
             quiesced,
             downtime_limit: request.downtime_limit_ms.map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
             timeout: request.timeout_s.map(Duration::from_secs),
@@ -167,6 +206,22 @@ async fn depart(
         },
         channel: split(stream),
     })
+}
+
+/// The VM's monitor and what it tells.
+async fn look(definition: &VmDefinition, limits: Limits) -> Result<(Qmp, VmFacts), Finding> {
+    let qmp = Qmp::connect(&definition.qmp, limits.vmm().answer).await.map_err(|error| {
+        let found = error.to_string();
+        match error {
+            // Nobody is there, so nothing can leave.
+            QmpError::Connect { .. } => Finding::bad(Check::Monitor, found, ""),
+            _ => Finding::unknown(Check::Monitor, found, ""),
+        }
+    })?;
+    match inspect(&qmp).await {
+        Ok(facts) => Ok((qmp, facts)),
+        Err(error) => Err(Finding::unknown(Check::Monitor, error.to_string(), "")),
+    }
 }
 
 /// The leaving VM's RAM and its tracker.
@@ -182,9 +237,9 @@ struct GuestMemory {
 }
 
 impl GuestMemory {
-    fn open(pid: u32, layout: RamLayout, facts: &VmFacts) -> Result<Self, MigrationError> {
-        let mappings = facts
-            .files
+    fn open(pid: u32, machine: &MachineFacts, files: Vec<RamFile>) -> Result<Self, MigrationError> {
+        let layout = RamLayout::new(machine.backends.clone());
+        let mappings = files
             .iter()
             .map(|file| Mapping::new(file.open(false)?, file.path.clone(), Access::Read))
             .collect::<Result<Vec<_>, _>>()?;
@@ -197,18 +252,7 @@ impl GuestMemory {
                 )));
             }
         }
-        let emptied_later = RamFiles::open(&facts.files)?;
-        // Looked up again rather than taken from the facts: the tracker owns its list.
-        let files = facts
-            .files
-            .iter()
-            .map(|file| RamFile {
-                path: file.path.clone(),
-                vmas: file.vmas.clone(),
-                pid: file.pid,
-                size: file.size,
-            })
-            .collect();
+        let emptied_later = RamFiles::open(&files)?;
         Ok(Self {
             pid,
             sent: Arc::new(AtomicPageSet::new(layout.pages())),
@@ -218,6 +262,20 @@ impl GuestMemory {
             emptied_later,
             tracker: None,
         })
+    }
+
+    /// For a VM that stays: no memory at all.
+    fn none(pid: u32) -> Self {
+        let layout = RamLayout::new(Vec::new());
+        Self {
+            pid,
+            sent: Arc::new(AtomicPageSet::new(0)),
+            layout: Arc::new(layout),
+            mappings: Arc::default(),
+            files: None,
+            emptied_later: RamFiles::default(),
+            tracker: None,
+        }
     }
 
     /// Every page that exists in the RAM files.
@@ -301,16 +359,16 @@ struct OutgoingHost {
     progress: Arc<AtomicU64>,
 }
 
-impl OutgoingHost {
-    fn open(
-        agent: &Arc<Agent>,
-        peer: SocketAddr,
-        nic: &Nic,
-        session: u64,
-        request: &MigrateRequest,
-        memory: &GuestMemory,
-        record: &Recorder,
-    ) -> Result<Self, MigrationError> {
+/// What frames leave by.
+struct Queues {
+    nic: Nic,
+    sinks: Vec<LeasedSink>,
+    feedback: Vec<UdpSocket>,
+}
+
+impl Queues {
+    fn lease(agent: &Agent) -> Result<Self, MigrationError> {
+        let nic = agent.port.nic()?;
         let sinks = agent.port.lease_senders()?;
         let feedback = sinks
             .iter()
@@ -323,11 +381,30 @@ impl OutgoingHost {
             .map_err(|error| {
                 MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name))
             })?;
-        Ok(Self {
+        Ok(Self { nic, sinks, feedback })
+    }
+
+    /// None, where the NIC cannot be used.
+    fn none(agent: &Agent) -> Self {
+        Self { nic: agent.port.nic_at_start().clone(), sinks: Vec::new(), feedback: Vec::new() }
+    }
+}
+
+impl OutgoingHost {
+    fn new(
+        agent: &Arc<Agent>,
+        peer: SocketAddr,
+        session: u64,
+        request: &MigrateRequest,
+        memory: &GuestMemory,
+        record: &Recorder,
+        queues: Queues,
+    ) -> Self {
+        Self {
             agent: Arc::clone(agent),
             peer,
             port: Arc::clone(&agent.port),
-            nic: nic.clone(),
+            nic: queues.nic,
             session: Session {
                 session,
                 id: record.snapshot().id,
@@ -337,13 +414,13 @@ impl OutgoingHost {
                 ram: memory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect(),
             },
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
-            sinks,
-            feedback,
+            sinks: queues.sinks,
+            feedback: queues.feedback,
             layout: Arc::clone(&memory.layout),
             mappings: Arc::clone(&memory.mappings),
             sent: Arc::clone(&memory.sent),
             progress: Arc::clone(record.progress()),
-        })
+        }
     }
 
     fn feedback_ports(&self) -> Result<Vec<u16>, MigrationError> {

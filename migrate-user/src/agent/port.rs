@@ -14,6 +14,7 @@ use crate::{
     datapath::{FrameLayout, FrameSet, FrameSink, Inbound, XskSink},
     migration::MigrationError,
     network::{AttachMode, Bouncer, DropCount, NetworkError, Nic},
+    preflight::NicFacts,
     xsk::{BindMode, Binding, CHUNK_SIZE, Socket, SocketConfig, Statistics, TxQueue},
 };
 
@@ -142,6 +143,27 @@ impl Port {
         Ok(nic)
     }
 
+    /// The NIC as it was when the agent started.
+    pub(super) fn nic_at_start(&self) -> &Nic {
+        &self.nic
+    }
+
+    /// What the other host is told about it.
+    pub(super) fn facts(&self, mtu: usize) -> NicFacts {
+        NicFacts {
+            name: self.nic.name.clone(),
+            mtu,
+            xdp_mode: match self.attach_mode {
+                AttachMode::Driver => "driver",
+                AttachMode::Generic => "generic",
+            }
+            .into(),
+            zero_copy: self.binding.zero_copy,
+            multi_buffer: self.binding.multi_buffer,
+            queues: self.sockets.len(),
+        }
+    }
+
     /// UDP port of the page stream.
     pub(super) fn data_port(&self) -> u16 {
         self.data_port
@@ -150,11 +172,6 @@ impl Port {
     /// What the kernel agreed to.
     pub(super) fn binding(&self) -> Binding {
         self.binding
-    }
-
-    /// Driver or generic.
-    pub(super) fn attach_mode(&self) -> AttachMode {
-        self.attach_mode
     }
 
     /// One line about how frames are received here.

@@ -23,7 +23,7 @@ impl RamFiles {
     /// Those of the VM behind a monitor; none when they cannot be found, which only keeps their memory in use.
     pub async fn of(qmp: &Qmp) -> Self {
         let opened = match inspect(qmp).await {
-            Ok(facts) => Self::open(&facts.files),
+            Ok(facts) => facts.files.and_then(|files| Self::open(&files)),
             Err(error) => {
                 tracing::warn!(%error, "the VM's RAM files are not known and not emptied");
                 return Self::default();

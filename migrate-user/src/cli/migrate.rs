@@ -37,6 +37,9 @@ pub struct MigrateArgs {
     /// Keep the VM's stopped QEMU here when it runs there, for debugging; it must never run again
     #[arg(long)]
     keep_source: bool,
+    /// Override findings of the preflight that cannot cost the VM; the report names each (`xferry check` shows them)
+    #[arg(long)]
+    force: bool,
     /// Print the report as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -51,6 +54,7 @@ pub async fn run(client: &Client, arguments: MigrateArgs) -> Result<u8> {
         timeout_s: arguments.timeout,
         verify: arguments.verify,
         keep_source: arguments.keep_source,
+        force: arguments.force,
     };
     let Started { id } = client.post("/v1/migrations", &request).await?;
     let mut view = View::new(arguments.json);

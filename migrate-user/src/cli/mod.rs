@@ -1,5 +1,6 @@
 //! The command line: talks to the agent of this host.
 
+mod check;
 mod client;
 mod load;
 mod migrate;
@@ -32,8 +33,9 @@ enum Command {
         #[arg(long, default_value = "/etc/xferry/agent.toml")]
         config: PathBuf,
     },
-    /// Would a migration work? Does everything up to the first page, and takes it back
-    Check(CheckArgs),
+    /// Would a migration work? Does everything up to the first page, takes it back, and shows every check with a
+    /// remedy. Exit code 0: it can go, 1: refused, 2: could not tell
+    Check(check::CheckArgs),
     /// Move a running VM to another host. Ctrl-C cancels, and the VM stays where it is
     Migrate(migrate::MigrateArgs),
     /// What this host's agent is doing
@@ -61,18 +63,6 @@ enum Command {
     Load(load::LoadArgs),
 }
 
-#[derive(Debug, clap::Args)]
-struct CheckArgs {
-    /// Name of the VM on this host
-    vm: String,
-    /// Name or address of the host to go to
-    #[arg(long)]
-    to: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Carries the command out. Returns the exit code.
 ///
 /// # Errors
@@ -87,7 +77,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         Command::Load(arguments) => load::run(&arguments),
         Command::Resolve(arguments) => resolve::run(&client, arguments).await,
         Command::Migrate(arguments) => migrate::run(&client, arguments).await,
-        Command::Check(arguments) => show::check(&client, &arguments.vm, &arguments.to, arguments.json).await,
+        Command::Check(arguments) => Ok(check::run(&client, arguments).await),
         Command::Status { json } => show::status(&client, json).await,
         Command::Report { id, json } => show::report(&client, id.as_deref(), json).await,
         Command::Cancel { id } => show::cancel(&client, id.as_deref()).await,

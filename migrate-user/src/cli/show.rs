@@ -1,44 +1,13 @@
-//! `check`, `status`, `report`, `cancel`.
+//! `status`, `report`, `cancel`.
 
 use anyhow::Result;
 use serde_json::Value;
 use xferry::{
-    agent::{CancelAnswer, CheckAnswer, MigrateRequest, Progress, Unsettled},
+    agent::{CancelAnswer, Progress, Unsettled},
     report::{self, Report},
 };
 
 use super::client::Client;
-
-pub async fn check(client: &Client, vm: &str, to: &str, json: bool) -> Result<u8> {
-    let request = MigrateRequest {
-        vm: vm.into(),
-        to: to.into(),
-        bandwidth_mib: None,
-        downtime_limit_ms: None,
-        timeout_s: None,
-        verify: None,
-        keep_source: false,
-    };
-    let answer: CheckAnswer = client.post("/v1/check", &request).await?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
-    } else if let Some(reason) = &answer.reason {
-        println!("✗ {vm} cannot go to {to}: {reason}");
-    } else {
-        let report = &answer.report;
-        println!("✓ {vm} can go from {} to {}", report.source, report.destination);
-        println!(
-            "  transport   {}, XDP {}, MTU {}; receiver {}",
-            report.transport.mode, report.transport.xdp_mode, report.transport.mtu, report.transport.receiver
-        );
-        println!("  memory      {} MiB", report.ram.total >> 20);
-        println!("  dirty scan  {}", report.scan_mode);
-        for note in &report.notes {
-            println!("! {note}");
-        }
-    }
-    Ok(u8::from(!answer.ok))
-}
 
 pub async fn status(client: &Client, json: bool) -> Result<u8> {
     let status: Value = client.get("/v1/status").await?;

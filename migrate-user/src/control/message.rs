@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::LaneLosses,
-    memory::{Backend, Digest},
+    memory::Digest,
     network::Mac,
+    preflight::{Finding, SourceFacts, wall_clock},
 };
 
 /// Version of the control protocol. Agents with different ones refuse each other.
@@ -37,14 +38,9 @@ pub struct Prepare {
     pub control_port: u16,
     /// Name of the VM, the same on both hosts.
     pub vm: String,
-    /// VMM's version at the source.
-    pub vmm_version: String,
-    /// Machine type at the source.
-    pub machine: String,
-    /// Memory backends at the source, in the order that the page stream uses.
-    pub backends: Vec<Backend>,
-    /// Ethernet addresses of the VM.
-    pub macs: Vec<Mac>,
+    /// What the destination is to compare itself with. The order of the memory backends in it is that of the
+    /// page stream.
+    pub facts: SourceFacts,
     /// Parts of RAM that exist at the source, as ranges `start..end` of reservation chunks, ascending.
     pub populated: Vec<(u64, u64)>,
     /// Largest IP packet that the source's NIC sends, bytes.
@@ -59,7 +55,9 @@ pub struct Prepare {
     pub feedback_ports: Vec<u16>,
     /// Whether and how to prove the migration.
     pub verify: Option<VerifyMode>,
-    /// True when the source only wants to know whether it would work.
+    /// Whether to go on in spite of findings that may be overridden.
+    pub force: bool,
+    /// True when the source only wants to know whether it would work, or knows that it would not.
     pub check_only: bool,
 }
 
@@ -81,6 +79,17 @@ pub struct Prepared {
     pub window: u32,
     /// Transport of the receiving side, for the report.
     pub transport: String,
+}
+
+/// How the destination finds itself and what would run there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Examined {
+    /// Everything, also what is as it should be.
+    pub findings: Vec<Finding>,
+    /// Where frames can be sent: for the pages of the VM when nothing refuses it and it was not only a check, else
+    /// for probes alone. `None` when no frame can be received.
+    pub prepared: Option<Prepared>,
 }
 
 /// Ownership changes hands.
@@ -116,11 +125,14 @@ pub enum Message {
         software: String,
         /// Name of the agent's host.
         name: String,
+        /// Its wall clock as it says this, µs since 1970.
+        #[serde(default)]
+        clock: Option<u64>,
     },
     /// Source: make ready.
     Prepare(Box<Prepare>),
-    /// Destination: ready.
-    Prepared(Prepared),
+    /// Destination: looked, and made ready unless something refuses the VM.
+    Examined(Box<Examined>),
     /// Source: that many probe frames of full size were sent; how many came?
     Probed {
         /// Frames sent.
@@ -194,12 +206,22 @@ pub enum Message {
 }
 
 impl Message {
+    /// The first message of the agent of host `name`.
+    pub fn hello(name: &str) -> Self {
+        Self::Hello {
+            protocol: PROTOCOL,
+            software: env!("CARGO_PKG_VERSION").into(),
+            name: name.to_owned(),
+            clock: wall_clock(),
+        }
+    }
+
     /// Name for error messages.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Hello { .. } => "hello",
             Self::Prepare(_) => "prepare",
-            Self::Prepared(_) => "prepared",
+            Self::Examined(_) => "examined",
             Self::Probed { .. } => "probed",
             Self::ProbeResult { .. } => "probe-result",
             Self::RoundEnd { .. } => "round-end",

@@ -8,7 +8,7 @@ mod message;
 mod socket;
 
 pub use channel::{Channel, Item, StreamChannel, decode, split};
-pub use message::{Commit, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode};
+pub use message::{Commit, Examined, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode};
 pub use socket::{connect, listen, tune};
 
 use std::{net::SocketAddr, time::Duration};

@@ -1,6 +1,7 @@
 //! The host that the VM comes to.
 
 mod closing;
+mod examining;
 
 use std::{future::Future, time::Duration};
 
@@ -9,21 +10,30 @@ use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::LaneLosses,
     memory::Digest,
+    preflight::Finding,
     vmm::DestinationVm,
 };
 
 /// Time for a source to read why it was refused.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
+/// How far a destination got with making ready.
+pub struct Preparation<V> {
+    /// What it found with the waiting VM, or why there is none.
+    pub findings: Vec<Finding>,
+    /// Where pages can be sent; `None` when something refuses the VM, or it was only a check.
+    pub prepared: Option<Prepared>,
+    /// What waits, if anything does; to be ended where it is not `prepared`.
+    pub vm: Option<V>,
+}
+
 /// What the destination's host provides.
 pub trait DestinationHost: Send {
     /// A VM that waits for its state.
     type Vm: DestinationVm;
-    /// Whether this VM may come at all, before anything is written or started.
-    ///
-    /// # Errors
-    /// Why not.
-    fn admit(&mut self, request: &Prepare) -> Result<(), MigrationError>;
+    /// Whether this VM may come at all, before anything is written or started: what can be told so far. If that
+    /// refuses it, nothing is written or started.
+    fn admit(&mut self, request: &Prepare) -> Vec<Finding>;
     /// Writes something down, unless the opposite was decided before; returns when it is on disk.
     ///
     /// # Errors
@@ -32,12 +42,15 @@ pub trait DestinationHost: Send {
         &mut self,
         record: DestinationRecord,
     ) -> impl Future<Output = Result<Recorded, MigrationError>> + Send;
-    /// Starts the waiting VM, reserves its memory and opens the page stream. On error also what of the VM is left to be
-    /// ended.
+    /// Starts the waiting VM and compares it with the source's. If it fits, and it is not only a check, reserves its
+    /// memory and opens the page stream. On error also what of the VM is left to be ended.
     fn prepare(
         &mut self,
         request: &Prepare,
-    ) -> impl Future<Output = Result<(Prepared, Self::Vm), Unprepared<Self::Vm>>> + Send;
+    ) -> impl Future<Output = Result<Preparation<Self::Vm>, Unprepared<Self::Vm>>> + Send;
+    /// Opens the page stream for probes alone: no VM comes. `None` when no frame can be received, which is one more
+    /// finding then.
+    fn hear_probes(&mut self, request: &Prepare, findings: &mut Vec<Finding>) -> Option<Prepared>;
     /// Waits shortly for `sent` probe frames and returns how many came.
     fn probes(&mut self, sent: u32) -> impl Future<Output = u64> + Send;
     /// Waits until all `frames` (by lane) of `epoch` have come, or no more come, and closes it. `last` says that the
@@ -110,6 +123,8 @@ impl<V, E: Into<MigrationError>> From<E> for Unprepared<V> {
 enum State<V> {
     /// Nothing yet.
     Greeted,
+    /// The VM was refused, or it was only a check: the path can be probed, and nothing else. `vm` is what did not end.
+    Examined { vm: Option<V> },
     /// A VM that waits; pages arrive.
     Receiving { vm: V, verify: Option<VerifyMode> },
     /// Part of the device state is loaded.
@@ -183,12 +198,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" });
             }
         };
-        let hello = Message::Hello {
-            protocol: PROTOCOL,
-            software: env!("CARGO_PKG_VERSION").into(),
-            name: self.own_name.clone(),
-        };
-        self.channel.send(Item::Message(hello)).await?;
+        self.channel.send(Item::Message(Message::hello(&self.own_name))).await?;
         if theirs != PROTOCOL {
             return Err(ControlError::Version { ours: PROTOCOL, theirs }.into());
         }
@@ -231,18 +241,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         match (state, item) {
             (State::Greeted, Item::Message(Message::Prepare(request))) => {
                 self.state = Some(State::Greeted);
-                self.host.admit(&request)?;
-                self.record(DestinationRecord::Waiting).await?;
-                match self.host.prepare(&request).await {
-                    Ok((prepared, vm)) => {
-                        self.state = Some(State::Receiving { vm, verify: request.verify });
-                        self.say(Message::Prepared(prepared)).await
-                    }
-                    Err(Unprepared { error, vm }) => {
-                        self.state = vm.map(|vm| State::Receiving { vm, verify: request.verify });
-                        Err(error)
-                    }
-                }
+                self.examine(&request).await
             }
             (State::Greeted, Item::Message(Message::Settle { session })) => {
                 self.state = Some(State::Answered);
@@ -254,7 +253,10 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 let accepted = self.host.claim(session, whole).await? == Verdict::Accepted;
                 self.say(Message::Settled { accepted }).await
             }
-            (state @ State::Receiving { .. }, Item::Message(Message::Probed { frames })) => {
+            (
+                state @ (State::Receiving { .. } | State::Examined { .. }),
+                Item::Message(Message::Probed { frames }),
+            ) => {
                 self.state = Some(state);
                 let frames = self.host.probes(frames).await;
                 self.say(Message::ProbeResult { frames }).await

@@ -15,7 +15,7 @@ mod source;
 mod tests;
 
 pub use convergence::{Decision, Policy, RoundFigures};
-pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Unprepared};
+pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Preparation, Unprepared};
 pub use handover::{
     Answer, Change, DestinationHandover, DestinationStep, Recorded, Resolution, Seen, SessionState,
     SourceHandover, SourceStep, Verdict, Word,
@@ -70,6 +70,9 @@ pub enum MigrationError {
         /// What was due.
         awaited: &'static str,
     },
+    /// The preflight found reasons against it: all of them.
+    #[error("{0}")]
+    Preflight(String),
     /// Frames of full size do not get through.
     #[error("{0}")]
     Path(String),

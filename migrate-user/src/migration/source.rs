@@ -16,6 +16,7 @@ use crate::{
     control::{Channel, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::LaneLosses,
     memory::{Digest, MemoryError, PageSet},
+    preflight::{self, Check, Finding},
     report::{Phase, Recorder, Round},
     vmm::SourceVm,
 };
@@ -127,6 +128,10 @@ pub struct SourcePlan {
     pub peer_name: String,
     /// The first request.
     pub prepare: Prepare,
+    /// What this host found alone.
+    pub findings: Vec<Finding>,
+    /// Whether this host can send frames. Where not, there is a finding about it.
+    pub can_send: bool,
     /// Whether dirty scans need a stopped VM.
     pub quiesced: bool,
     /// Longest blackout that the last round may be predicted to cause.
@@ -149,6 +154,7 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     record: Recorder,
     handover: SourceHandover,
     stream: Option<H::Stream>,
+    findings: Vec<Finding>,
     epoch: u32,
     stopped_at: Option<Instant>,
     quiesced_now: bool,
@@ -169,6 +175,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             memory,
             host,
             channel,
+            findings: plan.findings.clone(),
             plan,
             record,
             handover: SourceHandover::default(),
@@ -198,31 +205,55 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.record.update(|report| report.total_time = total);
     }
 
-    /// Everything up to the first page, then gives it all back: would it work?
-    ///
-    /// # Errors
-    /// Why it would not.
-    pub async fn check(mut self) -> Result<(), MigrationError> {
-        let result = async {
-            self.greet().await?;
-            self.prepare().await?;
-            self.prove_path().await
+    /// The preflight alone: all that was found, here and there. Nothing of it is left afterwards.
+    pub async fn check(mut self) -> Vec<Finding> {
+        if let Err(error) = self.preflight().await {
+            self.findings.push(preflight_broken(&error));
         }
-        .await;
         let _ = self.say(Message::Abort { reason: "this was only a check".into() }).await;
-        result
+        preflight::settle(&mut self.findings, self.plan.prepare.force);
+        self.findings
     }
 
     /// The order of things. Everything in here can be abandoned at any point. Returns the destination's digest.
     async fn until_commit(&mut self) -> Result<Option<Digest>, MigrationError> {
-        self.greet().await?;
-        self.prepare().await?;
-        self.prove_path().await?;
+        let examined = self.preflight().await;
+        self.admit(examined)?;
         let carry = self.pre_copy().await?;
         self.stop().await?;
         self.last_pages(carry).await?;
         let digest = self.digest_while_stopped().await?;
         self.device_state(digest).await
+    }
+
+    /// Everything up to the first page. What is wrong is a finding; an error ends the looking.
+    async fn preflight(&mut self) -> Result<(), MigrationError> {
+        self.greet().await?;
+        self.prepare().await?;
+        self.prove_path().await
+    }
+
+    /// Refuses with all reasons there are, or notes what is worth knowing.
+    fn admit(&mut self, examined: Result<(), MigrationError>) -> Result<(), MigrationError> {
+        preflight::settle(&mut self.findings, self.plan.prepare.force);
+        if let Err(error) = examined {
+            // What broke the looking says enough by itself.
+            if preflight::outcome(&self.findings) == preflight::Outcome::CanGo {
+                return Err(error);
+            }
+            self.findings.push(preflight_broken(&error));
+        }
+        if let Some(reason) = preflight::refusal(&self.plan.prepare.vm, &self.plan.peer_name, &self.findings)
+        {
+            return Err(MigrationError::Preflight(reason));
+        }
+        if self.plan.prepare.check_only || self.stream.is_none() {
+            return Err(MigrationError::Host(
+                "the destination made nothing ready and did not say why".into(),
+            ));
+        }
+        self.record.update(|report| report.notes.extend(preflight::notes(&self.findings)));
+        Ok(())
     }
 
     fn enter(&self, phase: Phase) {
@@ -231,15 +262,14 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     async fn greet(&mut self) -> Result<(), MigrationError> {
-        self.enter(Phase::Prepare);
-        self.say(Message::Hello {
-            protocol: PROTOCOL,
-            software: env!("CARGO_PKG_VERSION").into(),
-            name: self.plan.own_name.clone(),
-        })
-        .await?;
+        self.enter(Phase::Preflight);
+        let before = preflight::wall_clock();
+        self.say(Message::hello(&self.plan.own_name)).await?;
         match self.hear("its hello", self.plan.limits.hello).await? {
-            Message::Hello { protocol: PROTOCOL, name, .. } => {
+            Message::Hello { protocol: PROTOCOL, name, clock, .. } => {
+                let after = preflight::wall_clock();
+                self.findings.push(Finding::good(Check::Peer, format!("{name} answers")));
+                self.findings.push(preflight::clock(&name, before, clock, after));
                 self.record.update(|report| report.destination.clone_from(&name));
                 self.plan.peer_name = name;
                 Ok(())
@@ -252,16 +282,22 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     async fn prepare(&mut self) -> Result<(), MigrationError> {
+        self.enter(Phase::Prepare);
         self.say(Message::Prepare(Box::new(self.plan.prepare.clone()))).await?;
-        let prepared = match self.hear("that it is ready", self.plan.limits.prepare).await? {
-            Message::Prepared(prepared) => prepared,
+        let examined = match self.hear("that it is ready", self.plan.limits.prepare).await? {
+            Message::Examined(examined) => *examined,
             other => return Err(unexpected(&other, "that it is ready")),
         };
+        self.findings.extend(examined.findings);
+        let Some(prepared) = examined.prepared.filter(|_| self.plan.can_send) else { return Ok(()) };
         self.record.update(|report| {
             report.transport.receiver.clone_from(&prepared.transport);
             report.transport.mtu = prepared.mtu.min(self.plan.prepare.mtu);
         });
-        self.stream = Some(self.host.open_stream(&prepared).await?);
+        match self.host.open_stream(&prepared).await {
+            Ok(stream) => self.stream = Some(stream),
+            Err(error) => self.findings.push(preflight::path_unproved(&error.to_string(), true)),
+        }
         Ok(())
     }
 
@@ -271,27 +307,28 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
 
     /// Frames of the size that the NICs allow must really arrive: switches in between have MTUs of their own.
     async fn prove_path(&mut self) -> Result<(), MigrationError> {
-        self.stream()?.probe(PROBES).await?;
-        self.say(Message::Probed { frames: PROBES }).await?;
-        match self.hear("the result of the probes", self.plan.limits.hello).await? {
-            Message::ProbeResult { frames: 0 } => {
-                let mtu = self.record.snapshot().transport.mtu;
-                Err(MigrationError::Path(format!(
-                    "none of {PROBES} frames of the full size for MTU {mtu} reached {}: a switch or route in between has a smaller \
-                     MTU, filters the data port, or the migration NICs are not connected; raise the MTU there, or lower it on \
-                     both migration NICs (`ip link set dev … mtu …`)",
-                    self.plan.peer_name
-                )))
+        let Some(stream) = &mut self.stream else {
+            if !self.findings.iter().any(|finding| finding.check == Check::PathMtu) {
+                self.findings.push(preflight::path_unproved("a migration NIC cannot be used", false));
             }
-            Message::ProbeResult { frames } => {
-                if frames < u64::from(PROBES) {
-                    let note = format!("{} of {PROBES} probe frames were lost", u64::from(PROBES) - frames);
-                    self.record.update(|report| report.notes.push(note));
-                }
-                Ok(())
-            }
-            other => Err(unexpected(&other, "the result of the probes")),
+            return Ok(());
+        };
+        if let Err(error) = stream.probe(PROBES).await {
+            self.findings.push(preflight::path_unproved(&error.to_string(), true));
+            return Ok(());
         }
+        self.say(Message::Probed { frames: PROBES }).await?;
+        let came = match self.hear("the result of the probes", self.plan.limits.hello).await? {
+            Message::ProbeResult { frames } => frames,
+            other => return Err(unexpected(&other, "the result of the probes")),
+        };
+        let mtu = self.record.snapshot().transport.mtu;
+        self.findings.push(if came == 0 {
+            preflight::path_lost(&self.plan.peer_name, mtu, PROBES)
+        } else {
+            preflight::path_proved(mtu, PROBES, came)
+        });
+        Ok(())
     }
 
     /// Rounds while the VM runs. Returns what is left to send.
@@ -529,6 +566,18 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
 
 fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
     MigrationError::Unexpected { got: got.name().into(), awaited }
+}
+
+/// The finding that stands for an error which ended the looking.
+fn preflight_broken(error: &MigrationError) -> Finding {
+    match error {
+        // It was reached, and does not want.
+        MigrationError::Peer { .. }
+        | MigrationError::Control(crate::control::ControlError::Version { .. }) => {
+            Finding::bad(Check::Peer, error.to_string(), "")
+        }
+        other => Finding::unknown(Check::Peer, other.to_string(), ""),
+    }
 }
 
 async fn expired(timeout: Option<Duration>) {

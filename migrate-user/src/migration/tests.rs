@@ -17,7 +17,8 @@ use super::*;
 use crate::{
     control::{Channel, ControlError, Item, Message, Prepare, Prepared, VerifyMode},
     datapath::{FrameSet, LaneLosses, losses},
-    memory::{Backend, Digest, MemoryError, PageSet},
+    memory::{Digest, MemoryError, PageSet},
+    preflight::{self, Check, Finding, SourceFacts},
     report::{Recorder, Report, Status},
     vmm::{DestinationVm, Destroyed, SourceVm, VmmError},
 };
@@ -81,6 +82,8 @@ struct Fault {
     call: Option<(Call, usize)>,
     /// Somebody cancels when the item with this number is sent.
     cancel_at: Option<usize>,
+    /// So many times the destination's VM does not end when told to.
+    destroy_fails: usize,
     /// The destination's VM dies as it begins to run.
     died_running: bool,
     /// After a broken connection no new one can be made.
@@ -108,6 +111,12 @@ struct World {
     calls: Vec<Call>,
     fault: Fault,
     cancel: Option<tokio::sync::watch::Sender<bool>>,
+    /// What the destination finds before it starts anything.
+    unadmitted: Vec<Finding>,
+    /// What it finds then.
+    findings: Vec<Finding>,
+    /// No probe arrives.
+    no_path: bool,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -132,6 +141,9 @@ impl World {
             calls: Vec::new(),
             fault,
             cancel: None,
+            unadmitted: Vec::new(),
+            findings: Vec::new(),
+            no_path: false,
         }))
     }
 
@@ -245,7 +257,8 @@ impl DestinationVm for Destination {
     async fn destroy(&mut self) -> Option<Destroyed> {
         let mut world = self.0.lock().unwrap();
         assert!(!world.destination_runs, "a running VM is never destroyed");
-        if world.fails(Call::Destroy) {
+        let before = world.calls.iter().filter(|&&call| call == Call::Destroy).count();
+        if world.fails(Call::Destroy) || before < world.fault.destroy_fails {
             return None;
         }
         world.destination_exists = false;
@@ -377,8 +390,8 @@ impl PageStream for Stream {
 
 impl DestinationHost for Host {
     type Vm = Destination;
-    fn admit(&mut self, _: &Prepare) -> Result<(), MigrationError> {
-        Ok(())
+    fn admit(&mut self, _: &Prepare) -> Vec<Finding> {
+        self.0.lock().unwrap().unadmitted.clone()
     }
     async fn record(&mut self, record: DestinationRecord) -> Result<Recorded, MigrationError> {
         let mut world = self.0.lock().unwrap();
@@ -409,25 +422,26 @@ impl DestinationHost for Host {
         }
         Ok(Recorded::Written)
     }
-    async fn prepare(&mut self, _: &Prepare) -> Result<(Prepared, Destination), Unprepared<Destination>> {
+    async fn prepare(
+        &mut self,
+        request: &Prepare,
+    ) -> Result<Preparation<Destination>, Unprepared<Destination>> {
         let mut world = self.0.lock().unwrap();
         if world.fails(Call::Prepare) {
             return Err(MigrationError::Host("there is no room".into()).into());
         }
+        let mut findings = world.findings.clone();
+        preflight::settle(&mut findings, request.force);
+        let goes = !request.check_only && preflight::outcome(&findings) == preflight::Outcome::CanGo;
         world.destination_exists = true;
-        let prepared = Prepared {
-            ip: [10, 0, 0, 2].into(),
-            mac: crate::network::Mac([2; 6]),
-            mtu: 9000,
-            single_buffer: false,
-            port: 4791,
-            window: 100,
-            transport: "memory".into(),
-        };
-        Ok((prepared, Destination(Arc::clone(&self.0))))
+        let vm = Some(Destination(Arc::clone(&self.0)));
+        Ok(Preparation { findings, prepared: goes.then(prepared), vm })
+    }
+    fn hear_probes(&mut self, _: &Prepare, _: &mut Vec<Finding>) -> Option<Prepared> {
+        Some(prepared())
     }
     async fn probes(&mut self, sent: u32) -> u64 {
-        sent.into()
+        if self.0.lock().unwrap().no_path { 0 } else { sent.into() }
     }
     async fn close_round(
         &mut self,
@@ -466,6 +480,18 @@ impl DestinationHost for Host {
         (1, 5)
     }
     fn keep(&mut self, _: Destination) {}
+}
+
+fn prepared() -> Prepared {
+    Prepared {
+        ip: [10, 0, 0, 2].into(),
+        mac: crate::network::Mac([2; 6]),
+        mtu: 9000,
+        single_buffer: false,
+        port: 4791,
+        window: 100,
+        transport: "memory".into(),
+    }
 }
 
 /// A connection whose faults are the world's.
@@ -520,18 +546,16 @@ async fn migrate(fault: Fault, verify: Option<VerifyMode>, quiesced: bool) -> (R
 }
 
 async fn again(world: &Shared, verify: Option<VerifyMode>, quiesced: bool) -> Report {
-    let (cancel, cancelled) = Cancel::pair();
-    world.lock().unwrap().cancel = Some(cancel);
-    let (mut a, mut b) = wire(world);
+    run(world, plan(verify, quiesced)).await
+}
+
+fn plan(verify: Option<VerifyMode>, quiesced: bool) -> SourcePlan {
     let prepare = Prepare {
         session: 1,
         id: "a-1".into(),
         control_port: 4790,
         vm: "vm".into(),
-        vmm_version: "1".into(),
-        machine: "m".into(),
-        backends: vec![Backend { id: "ram".into(), size: PAGES as u64 * 4096 }],
-        macs: vec![],
+        facts: SourceFacts::default(),
         populated: vec![(0, 1)],
         mtu: 9000,
         single_buffer: false,
@@ -539,24 +563,41 @@ async fn again(world: &Shared, verify: Option<VerifyMode>, quiesced: bool) -> Re
         mac: crate::network::Mac([2; 6]),
         feedback_ports: vec![1],
         verify,
+        force: false,
         check_only: false,
     };
-    let plan = SourcePlan {
+    SourcePlan {
         own_name: "a".into(),
         peer_name: "b".into(),
         prepare,
+        findings: vec![],
+        can_send: true,
         quiesced,
         downtime_limit: Duration::from_millis(300),
         keep_source: false,
         timeout: None,
         limits: Limits::default(),
-    };
-    let record = Recorder::new(Report::default());
+    }
+}
+
+type Arrival = tokio::task::JoinHandle<Result<bool, MigrationError>>;
+
+/// The destination, at the other end of the wire.
+fn destination(world: &Shared) -> (Wire, Arrival) {
+    let (a, mut b) = wire(world);
     let shared = Arc::clone(world);
-    let destination = tokio::spawn(async move {
+    let arrival = tokio::spawn(async move {
         let mut host = Host(shared);
         DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await
     });
+    (a, arrival)
+}
+
+async fn run(world: &Shared, plan: SourcePlan) -> Report {
+    let (cancel, cancelled) = Cancel::pair();
+    world.lock().unwrap().cancel = Some(cancel);
+    let (mut a, destination) = destination(world);
+    let record = Recorder::new(Report::default());
     let (mut vm, mut memory, mut host) =
         (Source(Arc::clone(world)), Memory(Arc::clone(world)), Host(Arc::clone(world)));
     SourceMigration::new(&mut vm, &mut memory, &mut host, &mut a, plan, record.clone()).run(cancelled).await;
@@ -761,9 +802,14 @@ async fn other_versions_are_refused_by_both() {
     let world = World::new(Fault::default());
     let (mut a, mut b) = wire(&world);
     let mut host = Host(Arc::clone(&world));
-    a.send(Item::Message(Message::Hello { protocol: 99, software: "x".into(), name: "x".into() }))
-        .await
-        .unwrap();
+    a.send(Item::Message(Message::Hello {
+        protocol: 99,
+        software: "x".into(),
+        name: "x".into(),
+        clock: None,
+    }))
+    .await
+    .unwrap();
     let error =
         DestinationMigration::new(&mut host, &mut b, "b".into(), Limits::default()).run().await.unwrap_err();
     assert!(error.to_string().contains("same version"), "{error}");
@@ -775,4 +821,126 @@ async fn other_versions_are_refused_by_both() {
         a.recv("", Duration::from_secs(1)).await.unwrap(),
         Item::Message(Message::Abort { .. })
     ));
+}
+
+/// One reason at the source, one that may be overridden at the destination.
+fn misfits() -> (Finding, Finding) {
+    (
+        Finding::bad(Check::Devices, "device ballast", "start the VM without it"),
+        Finding::bad(Check::CpuFeatures, "b lacks avx2", "use a named model"),
+    )
+}
+
+#[tokio::test]
+async fn all_reasons_of_both_sides_are_in_one_refusal() {
+    let (here, there) = misfits();
+    let world = World::new(Fault::default());
+    {
+        let mut world = world.lock().unwrap();
+        world.findings = vec![there];
+        world.no_path = true;
+    }
+    let mut plan = plan(None, false);
+    plan.findings = vec![here];
+    plan.prepare.check_only = true;
+    let report = run(&world, plan).await;
+    let reason = report.error_desc.clone().unwrap();
+    for words in [
+        "devices: device ballast: start the VM without it",
+        "cpu-features: b lacks avx2",
+        "path-mtu: none of",
+    ] {
+        assert!(reason.contains(words), "{words} in {reason}");
+    }
+    assert_eq!(report.status, Status::Failed);
+    assert!(!world.lock().unwrap().calls.contains(&Call::Begin), "the VM is not touched");
+    assert_sound(&report, &world, Fault::default());
+}
+
+#[tokio::test]
+async fn force_overrides_what_may_be_and_the_report_names_it() {
+    let (here, there) = misfits();
+    for (own, force, expected) in
+        [(None, false, Status::Failed), (None, true, Status::Completed), (Some(here), true, Status::Failed)]
+    {
+        let world = World::new(Fault::default());
+        world.lock().unwrap().findings = vec![there.clone()];
+        let mut plan = plan(None, false);
+        plan.prepare.check_only = own.is_some();
+        plan.findings.extend(own);
+        plan.prepare.force = force;
+        let report = run(&world, plan).await;
+        assert_eq!(report.status, expected, "{:?}", report.error_desc);
+        let named =
+            report.notes.iter().any(|note| note == "overridden by --force: cpu-features: b lacks avx2");
+        assert_eq!(named, expected == Status::Completed, "{:?}", report.notes);
+        assert_sound(&report, &world, Fault::default());
+    }
+}
+
+#[tokio::test]
+async fn a_check_shows_everything_and_leaves_nothing() {
+    let (here, there) = misfits();
+    let world = World::new(Fault::default());
+    world.lock().unwrap().findings = vec![there];
+    let mut plan = plan(None, false);
+    plan.findings = vec![here];
+    plan.prepare.check_only = true;
+    let (mut a, destination) = destination(&world);
+    let (mut vm, mut memory, mut host) =
+        (Source(Arc::clone(&world)), Memory(Arc::clone(&world)), Host(Arc::clone(&world)));
+    let record = Recorder::new(Report::default());
+    let findings = SourceMigration::new(&mut vm, &mut memory, &mut host, &mut a, plan, record).check().await;
+    drop(a);
+    assert!(destination.await.unwrap().is_err());
+    let checks: Vec<Check> = findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(checks, [Check::Devices, Check::Peer, Check::ClockOffset, Check::CpuFeatures, Check::PathMtu]);
+    let world = world.lock().unwrap();
+    assert!(world.source_runs && !world.destination_exists);
+    assert!(!world.source_journal.is_open() && !world.destination_journal.is_open());
+}
+
+#[tokio::test]
+async fn what_is_not_admitted_is_neither_written_nor_started() {
+    let world = World::new(Fault::default());
+    world.lock().unwrap().unadmitted = vec![Finding::bad(Check::Admission, "b is full", "wait")];
+    let mut plan = plan(None, false);
+    plan.prepare.force = true;
+    let report = run(&world, plan).await;
+    assert!(report.error_desc.as_ref().unwrap().contains("admission: b is full: wait"), "{report:?}");
+    assert_sound(&report, &world, Fault::default());
+    let world = world.lock().unwrap();
+    assert!(!world.calls.contains(&Call::Wait) && !world.calls.contains(&Call::Prepare));
+}
+
+/// A QEMU that was refused and does not end is tried again, and stays in the journal as long as it is there.
+#[tokio::test]
+async fn what_was_refused_and_does_not_end_is_not_forgotten() {
+    for (times, ended) in [(1, true), (2, false)] {
+        let world = World::new(Fault { destroy_fails: times, ..Fault::default() });
+        world.lock().unwrap().findings = vec![misfits().1];
+        let report = run(&world, plan(None, false)).await;
+        assert_eq!(report.status, Status::Failed);
+        let world = world.lock().unwrap();
+        assert!(world.source_runs);
+        assert_eq!((!world.destination_exists, !world.destination_journal.is_open()), (ended, ended));
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_refused_takes_no_page_and_no_commit() {
+    let round = Message::RoundEnd { epoch: 1, frames: vec![0], last: true };
+    for next in
+        [round, Message::StateEnd { bytes: 0 }, Message::Commit(crate::control::Commit { digest: None })]
+    {
+        let world = World::new(Fault::default());
+        world.lock().unwrap().findings = vec![misfits().1];
+        let (mut a, destination) = destination(&world);
+        for message in [Message::hello("a"), Message::Prepare(Box::new(plan(None, false).prepare)), next] {
+            a.send(Item::Message(message)).await.unwrap();
+        }
+        let error = destination.await.unwrap().unwrap_err();
+        assert!(matches!(error, MigrationError::Unexpected { .. }), "{error}");
+        assert!(!world.lock().unwrap().destination_exists);
+    }
 }

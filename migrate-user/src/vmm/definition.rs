@@ -119,6 +119,13 @@ impl VmDefinition {
         Ok(definition)
     }
 
+    /// Whether QEMU takes all of its RAM as soon as it starts.
+    pub fn preallocates(&self) -> bool {
+        let hints = ["prealloc=on", "prealloc=yes", "prealloc=true", "-mem-prealloc"];
+        let command = self.command.as_deref().unwrap_or_default();
+        command.iter().any(|argument| hints.iter().any(|hint| argument.contains(hint)))
+    }
+
     /// The command that starts the VM waiting for a migration, stopped: program and arguments.
     pub fn incoming_command(&self) -> Option<Vec<String>> {
         let options = ["-incoming", "defer", "-S"].map(str::to_owned);
@@ -173,6 +180,9 @@ nics = [{ mac = "52:54:00:00:00:01", announce-on = "eno1" }, { mac = "52:54:00:0
         assert_eq!(vm.nics[0].announce_on.as_deref(), Some("eno1"));
         let command = vm.incoming_command().unwrap();
         assert_eq!(command[3..], ["-incoming", "defer", "-S"]);
+        assert!(!vm.preallocates());
+        let early = GOOD.replace("\"1G\"", "\"1G\", \"-object\", \"memory-backend-file,id=ram,prealloc=on\"");
+        assert!(VmDefinition::parse(&early, "web").unwrap().preallocates());
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct QemuDestination {
     resumed: bool,
     /// Set when we started it: then it is also ours to end.
     child: Option<Started>,
+    /// Whether it was told of this migration.
+    told: bool,
 }
 
 struct Started {
@@ -39,7 +41,8 @@ struct Started {
 
 impl QemuDestination {
     /// Starts the VM from its definition, or attaches to a QEMU that already waits at its QMP socket. `log_dir`
-    /// takes what a started QEMU prints.
+    /// takes what a started QEMU prints. It does not know of this migration before
+    /// [`expect_state`](Self::expect_state).
     ///
     /// # Errors
     /// [`VmmError::Launch`] with QEMU's own words.
@@ -84,12 +87,7 @@ impl QemuDestination {
             }
         };
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, limits, events, state: None, resumed: false, child: Some(started) };
-        if let Err(error) = this.open_state().await {
-            this.destroy().await;
-            return Err(error);
-        }
-        Ok(this)
+        Ok(Self { vm, qmp, limits, events, state: None, resumed: false, child: Some(started), told: false })
     }
 
     async fn attach(vm: String, qmp: Qmp, limits: VmmLimits) -> Result<Self, VmmError> {
@@ -115,14 +113,17 @@ impl QemuDestination {
             )));
         }
         let events = qmp.subscribe();
-        let mut this = Self { vm, qmp, limits, events, state: None, resumed: false, child: None };
-        this.open_state().await?;
-        Ok(this)
+        Ok(Self { vm, qmp, limits, events, state: None, resumed: false, child: None, told: false })
     }
 
     /// The monitor.
     pub fn qmp(&self) -> &Qmp {
         &self.qmp
+    }
+
+    /// Whether this agent started it.
+    pub fn is_ours(&self) -> bool {
+        self.child.is_some()
     }
 
     /// The VM runs and is nobody's but the operator's: lets go of its monitor, so that others can connect.
@@ -135,7 +136,12 @@ impl QemuDestination {
         }
     }
 
-    async fn open_state(&mut self) -> Result<(), VmmError> {
+    /// Gives it the pipe that its state will come through. From here on it cannot wait for another migration.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn expect_state(&mut self) -> Result<(), VmmError> {
+        self.told = true;
         source::prepare_migration(&self.qmp).await?;
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -223,6 +229,10 @@ impl DestinationVm for QemuDestination {
     }
 
     async fn destroy(&mut self) -> Option<Destroyed> {
+        if !self.told && !self.is_ours() {
+            // It holds nothing of the VM and goes on waiting, as it did before it was looked at.
+            return Some(Destroyed::NeverRan);
+        }
         self.state = None;
         if let Err(error) = self.qmp.execute("quit", json!({})).await {
             tracing::debug!(vm = self.vm, %error, "the half-made VM did not answer quit");

@@ -8,7 +8,7 @@ mod source;
 
 pub use definition::{DefinitionError, NicDefinition, VmDefinition};
 pub use destination::QemuDestination;
-pub use inspect::{VmFacts, VmNic, inspect};
+pub use inspect::{CpuFacts, Disk, FeatureWord, MachineFacts, VmFacts, VmNic, inspect};
 pub use qmp::{Event, Qmp, QmpError};
 pub use source::QemuSource;
 

@@ -110,6 +110,14 @@ impl Host {
     /// # Errors
     /// If there is no `xferry`, an agent runs already, or it does not come up; with the end of its log.
     pub fn start_agent(&self) -> Result<()> {
+        self.start_agent_with("")
+    }
+
+    /// The same with more (TOML) at the end of its configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_with(&self, more: &str) -> Result<()> {
         if !self.xferry.is_file() {
             bail!(
                 "there is no program {}: build it with `cargo xtask build`, or name it by XFERRY_BIN or --xferry",
@@ -121,7 +129,7 @@ impl Host {
             bail!("the agent of {} runs already", self.side);
         }
         let config = self.dir().join("agent.toml");
-        let text = self.agent_config()?;
+        let text = self.agent_config()? + more;
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let argv = [&self.xferry, Path::new("agent"), Path::new("--config"), &config];
         let argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();

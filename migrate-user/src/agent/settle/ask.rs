@@ -20,12 +20,7 @@ async fn ask(agent: &Agent, peer: SocketAddr, question: Message) -> Result<Verdi
     let connect = control::connect(peer, None, Limits::of(limits.connect), Limits::of(limits.dead_peer));
     let mut channel = split(connect.await?);
     let limit = Limits::of(limits.hello);
-    let hello = Message::Hello {
-        protocol: PROTOCOL,
-        software: env!("CARGO_PKG_VERSION").into(),
-        name: agent.config.name.clone(),
-    };
-    channel.send(Item::Message(hello)).await?;
+    channel.send(Item::Message(Message::hello(&agent.config.name))).await?;
     match channel.recv("its hello", limit).await? {
         Item::Message(Message::Hello { protocol: PROTOCOL, .. }) => {}
         Item::Message(Message::Hello { protocol, .. }) => {

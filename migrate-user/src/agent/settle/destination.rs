@@ -145,8 +145,9 @@ async fn run(agent: &Agent, settlement: &Settlement) -> Result<(), MigrationErro
     // Without it the VM's network learns where it is when it sends.
     let announcer = match inspect(&qmp).await {
         Ok(facts) => {
-            let macs: Vec<_> = facts.nics.iter().map(|nic| nic.mac).collect();
-            announcing::open(&definition, &macs, &facts).map(|(announcer, _)| announcer)
+            let macs: Vec<_> = facts.machine.nics.iter().map(|nic| nic.mac).collect();
+            let opened = announcing::open(&announcing::uplinks(&definition, &macs, &facts));
+            opened.map(|(announcer, _)| announcer).map_err(MigrationError::from)
         }
         Err(error) => Err(error.into()),
     };

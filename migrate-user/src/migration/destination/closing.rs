@@ -64,7 +64,7 @@ impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
         }
     }
 
-    async fn record_or_warn(&mut self, record: DestinationRecord) {
+    pub(super) async fn record_or_warn(&mut self, record: DestinationRecord) {
         if let Err(error) = self.record(record).await {
             tracing::error!(%error, "it is settled later");
         }
@@ -80,6 +80,7 @@ impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
             Some(State::Receiving { vm, .. } | State::Loading { vm, .. } | State::Loaded { vm, .. }) => {
                 Some(vm)
             }
+            Some(State::Examined { vm }) => vm,
             // What runs is not touched, whatever happens to the connection.
             Some(State::Running) => {
                 self.state = Some(State::Running);
