@@ -65,10 +65,10 @@ fn disturb(site: &Site, source: Side, plan: &Plan) -> Result<Run> {
     let strike = armed.strike(&mut command)?;
     let deadline = Instant::now() + LIMIT;
     let mended = armed.mend(&strike, |patience| {
-        settle(site, &mut command, deadline.min(Instant::now() + patience));
+        settle(site, &mut command, begun, deadline.min(Instant::now() + patience));
     });
     let end = match mended {
-        Ok(()) => settle(site, &mut command, deadline),
+        Ok(()) => settle(site, &mut command, begun, deadline),
         Err(error) => End::Never(format!("{error:#}")),
     };
     let settled_after = strike.at.elapsed().unwrap_or_default();
