@@ -2,6 +2,7 @@
 //! destination's journal stands on a disk that is made to wait there, so that each fault hits that very moment.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -10,7 +11,7 @@ use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::plan::{MANAGEMENT_NIC, MIGRATION_NIC};
 use xferry_lab::lab::{Filler, Held, HoldableDisk, LabConfig, Output, Process, Side, wait_for};
 use xferry_lab::probe::qemu_status;
-use xferry_lab::scenario::{Scenario, Workload, bare, skipped, status};
+use xferry_lab::scenario::{self, Scenario, Workload, bare, status};
 
 /// How long a migration or a settlement may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -22,6 +23,15 @@ const SETTLE: u64 = 2;
 const JOURNAL: u64 = 3;
 /// Longer than any test: what waits for the disk is disturbed before.
 const PATIENT: u64 = 50;
+
+/// Says that a test cannot run here, and why, if so.
+fn skipped(test: &str, guest: GuestKind) -> bool {
+    let loops = Path::new("/dev/loop-control").exists();
+    if !loops {
+        println!("skipped: {test}: there are no loop devices (modprobe loop)");
+    }
+    !loops || scenario::skipped(test, guest)
+}
 
 /// A lab whose host-b keeps its journal on a disk that can be made to wait.
 fn scenario(journal: u64) -> (Scenario, HoldableDisk) {

@@ -16,7 +16,15 @@ pub fn run() -> Result<()> {
     let mut missing = Missing::default();
     tools(
         &mut missing,
-        &[("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("cc", "gcc")],
+        &[
+            ("ip", "iproute2"),
+            ("bridge", "iproute2"),
+            ("setpriv", "util-linux"),
+            ("fsfreeze", "util-linux"),
+            ("mount", "mount"),
+            ("mkfs.ext4", "e2fsprogs"),
+            ("cc", "gcc"),
+        ],
     );
     qemu(&mut missing);
     compiler(&mut missing);

@@ -127,8 +127,15 @@ pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces need root".to_owned());
     }
-    let tools =
-        [("ip", "iproute2"), ("bridge", "iproute2"), ("setpriv", "util-linux"), ("setsid", "util-linux")];
+    let tools = [
+        ("ip", "iproute2"),
+        ("bridge", "iproute2"),
+        ("setpriv", "util-linux"),
+        ("setsid", "util-linux"),
+        ("fsfreeze", "util-linux"),
+        ("mount", "mount"),
+        ("mkfs.ext4", "e2fsprogs"),
+    ];
     let path = env::var_os("PATH").unwrap_or_default();
     let found = |tool: &str| env::split_paths(&path).any(|dir| dir.join(tool).is_file());
     let absent = tools.iter().find(|(tool, _)| !found(tool))?;
