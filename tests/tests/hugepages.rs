@@ -61,7 +61,9 @@ fn guest_in_huge_pages_moves_and_gives_them_back() {
     }
     let scenario = Scenario::new(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
     let Some(pages) = HugePages::take(scenario.lab.a.dir().join("huge")) else {
-        println!("skipped: guest_in_huge_pages_moves_and_gives_them_back: no {PAGES} huge pages can be had here");
+        println!(
+            "skipped: guest_in_huge_pages_moves_and_gives_them_back: no {PAGES} huge pages can be had here"
+        );
         return;
     };
     let before = HugePages::free();

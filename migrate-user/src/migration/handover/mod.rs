@@ -3,7 +3,7 @@
 //! Each side is a small state machine. It says which step comes next, is told how that went or what was heard, and
 //! says the next. A step that is written down is always a step of its own, before the one it allows. The same two
 //! machines drive a migration to its end ([`super::SourceMigration`], [`super::DestinationMigration`]), settle what a
-//! dead agent left (`agent/settle.rs`), and are explored exhaustively, with a fault between any two steps, by `model.rs`.
+//! dead agent left (`agent/settle`), and are explored exhaustively, with a fault between any two steps, by `model`.
 //!
 //! The rules in short. Until the source has written *commit*, the VM is the source's, whatever happens. The destination
 //! decides about a session once, and writes the decision down before the VM runs: *accepted* or *refused*. A source

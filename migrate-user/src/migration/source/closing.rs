@@ -116,7 +116,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
                         Status::Failed
                     };
                 }
-                // Humans are heard when the migration has given up (agent/settle.rs).
+                // Humans are heard when the migration has given up (agent/settle).
                 SourceStep::RecordVerdict(_) => return self.unsettled("a human is to decide"),
                 // What comes before the commit is over, and `failed` has said so.
                 SourceStep::RecordOffer
