@@ -12,8 +12,10 @@ const BATCH: u64 = 256;
 const SWEEP_CHUNK: usize = 256;
 /// Pages swept per second at most: a sweep a second up to 512 MiB.
 const SWEEP_RATE: u64 = 1 << 17;
-/// After each chunk the sweep rests for so many times as long as the chunk took.
+/// After each chunk the sweep rests for so many times as long as the chunk took,
 const SWEEP_REST: u64 = 8;
+/// but for this part of a second at most: a chunk in which the VM was stopped seems to have taken very long.
+const LONGEST_REST: u64 = 20;
 
 /// What a step left to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,7 @@ pub struct Workload {
     writes: Option<Pacer>,
     sweeps: Pacer,
     rest: Rest,
+    longest_rest: u64,
     cursor: usize,
     counters: Counters,
 }
@@ -59,6 +62,7 @@ impl Workload {
             },
             sweeps: Pacer::new(sweep_rate, ticks_per_second, now),
             rest: Rest { since: now, ticks: 0 },
+            longest_rest: ticks_per_second / LONGEST_REST,
             cursor: 0,
             counters: Counters::default(),
         }
@@ -117,7 +121,8 @@ impl Workload {
             self.finish_sweep(on_error);
         }
         let now = clock();
-        self.rest = Rest { since: now, ticks: now.saturating_sub(start) * SWEEP_REST };
+        let ticks = now.saturating_sub(start).saturating_mul(SWEEP_REST);
+        self.rest = Rest { since: now, ticks: ticks.min(self.longest_rest) };
     }
 
     fn finish_sweep(&mut self, on_error: &mut impl FnMut(&Mismatch, u64)) {
