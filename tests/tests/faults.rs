@@ -6,8 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 use xferry_lab::guest::GuestKind;
+use xferry_lab::lab::plan::{MANAGEMENT_NIC, MIGRATION_NIC};
 use xferry_lab::lab::{LabConfig, Process, Side, wait_for};
-use xferry_lab::probe::{VmEvent, VmWatch};
+use xferry_lab::probe::{VmEvent, VmWatch, qemu_status};
 use xferry_lab::scenario::{Junk, Scenario, Stranger, Workload, bare, skipped, status, tracked};
 
 /// How long a command may take to end once its migration has.
@@ -216,6 +217,97 @@ fn stopped_destination_agent_only_delays() {
     assert!(command.wait(END_LIMIT).unwrap().success(), "{}", command.output());
     assert_eq!(scenario.lab.a.report(None).unwrap().verified(), Some(true));
     scenario.expect_moved(Side::A).unwrap();
+}
+
+/// A lab whose agents do not wait long for each other.
+fn hasty() -> (Scenario, Process) {
+    let limits = vec![("dead-peer", 3), ("round", 2), ("silence", 2), ("hello", 2), ("switchover", 2)];
+    let lab = LabConfig { limits, ..LabConfig::for_test() };
+    let scenario = Scenario::started(lab, bare(Workload::USUAL).unwrap()).unwrap();
+    let command = scenario.begin(Side::A, &SLOW).unwrap();
+    (scenario, command)
+}
+
+/// Cuts `nic` of host-a until the migration has failed, and expects that nothing came of it.
+fn cut_before_the_commit(nic: &str, silently: bool) {
+    let (scenario, mut command) = hasty();
+    let mut ip = scenario.lab.a.ready_ip().unwrap();
+    let nobody = format!("{} lladdr 02:00:00:00:00:01 dev {nic} nud permanent", Side::B.management_ip());
+    let (cut, mend) = if silently {
+        (format!("neigh replace {nobody}"), format!("neigh delete {nobody}"))
+    } else {
+        (format!("link set {nic} down"), format!("link set {nic} up"))
+    };
+    ip.say(&cut).unwrap();
+    assert!(!command.wait(END_LIMIT).unwrap().success(), "{}", command.output());
+    scenario.expect_running(Side::A).unwrap();
+    ip.say(&mend).unwrap();
+    stays_and_can_leave(&scenario, Side::A);
+}
+
+#[test]
+fn control_network_cut_before_the_commit() {
+    if skipped("control_network_cut_before_the_commit", GuestKind::Bare) {
+        return;
+    }
+    cut_before_the_commit(MANAGEMENT_NIC, false);
+}
+
+#[test]
+fn control_network_silent_before_the_commit() {
+    if skipped("control_network_silent_before_the_commit", GuestKind::Bare) {
+        return;
+    }
+    cut_before_the_commit(MANAGEMENT_NIC, true);
+}
+
+#[test]
+fn migration_network_cut_before_the_commit() {
+    if skipped("migration_network_cut_before_the_commit", GuestKind::Bare) {
+        return;
+    }
+    cut_before_the_commit(MIGRATION_NIC, false);
+}
+
+/// For longer than the other one waits: that one gives up, and the stopped one finds it so.
+#[test]
+fn agents_that_hang_are_given_up() {
+    if skipped("agents_that_hang_are_given_up", GuestKind::Bare) {
+        return;
+    }
+    for hung in Side::BOTH {
+        let (scenario, mut command) = hasty();
+        scenario.lab.host(hung).signal_agent(Signal::STOP).unwrap();
+        match hung {
+            // Nobody is there to say so.
+            Side::A => scenario.lab.b.wait_vm_gone(END_LIMIT).unwrap(),
+            Side::B => assert!(!command.wait(END_LIMIT).unwrap().success(), "{}", command.output()),
+        }
+        assert_eq!(qemu_status(&scenario.lab.a.vm_paths().lab_qmp).unwrap().as_deref(), Some("running"));
+        scenario.lab.host(hung).signal_agent(Signal::CONT).unwrap();
+        command.wait(END_LIMIT).unwrap();
+        stays_and_can_leave(&scenario, Side::A);
+    }
+}
+
+#[test]
+fn hosts_that_reboot_before_the_commit() {
+    if skipped("hosts_that_reboot_before_the_commit", GuestKind::Bare) {
+        return;
+    }
+    let (scenario, mut command) = slowly_migrating();
+    scenario.lab.b.crash(|| scenario.lab.b.kill_vm()).unwrap();
+    fails(&mut command, &["host-a"]);
+    scenario.lab.b.start_agent().unwrap();
+    stays_and_can_leave(&scenario, Side::A);
+    // It runs on host-b now, whose end is its own; host-a keeps nothing of what was to come.
+    let mut command = scenario.begin(Side::B, &SLOW).unwrap();
+    scenario.lab.b.crash(|| scenario.lab.b.kill_vm()).unwrap();
+    command.wait(END_LIMIT).unwrap();
+    scenario.lab.a.wait_vm_gone(END_LIMIT).unwrap();
+    scenario.lab.b.start_agent().unwrap();
+    scenario.boot().unwrap();
+    scenario.expect_migrates(Side::A, &["--verify=full"]).unwrap();
 }
 
 #[test]

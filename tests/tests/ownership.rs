@@ -329,3 +329,44 @@ fn filled(scenario: &Scenario, side: Side) -> Filler {
     host.pad_journal(0).unwrap();
     filler
 }
+
+#[test]
+fn source_host_reboots_with_the_commit_on_its_way() {
+    if skipped("source_host_reboots_with_the_commit_on_its_way", GuestKind::Bare) {
+        return;
+    }
+    let (scenario, _command, held) = committing(PATIENT);
+    scenario.lab.a.crash(|| scenario.lab.a.kill_vm()).unwrap();
+    drop(held);
+    wait_for("the VM on host-b", LIMIT, || {
+        Ok((run_state(&scenario, Side::B).as_deref() == Some("running")).then_some(()))
+    })
+    .unwrap();
+    scenario.lab.a.start_agent().unwrap();
+    expect_owner(&scenario, Side::B);
+}
+
+/// What was not written is not sent.
+#[test]
+fn a_disk_that_does_not_answer_at_the_source_keeps_the_vm_there() {
+    if skipped("a_disk_that_does_not_answer_at_the_source_keeps_the_vm_there", GuestKind::Bare) {
+        return;
+    }
+    let lab = LabConfig { limits: vec![("journal", JOURNAL)], ..LabConfig::for_test() };
+    let scenario = Scenario::new(lab, bare(Workload::USUAL).unwrap()).unwrap();
+    let disk = scenario.lab.a.holdable_state_disk().unwrap();
+    scenario.start_agents().unwrap();
+    scenario.boot().unwrap();
+    let mut command = scenario.begin(Side::A, &UNHURRIED).unwrap();
+    let held = disk.hold().unwrap();
+    wait_for("the VM to run on", LIMIT, || {
+        // The end is written when the disk answers again; the VM does not wait for that.
+        let failed = status(&scenario.lab.a)?["leaving"][0]["downtime-phases"]["state"].as_f64();
+        Ok((failed > Some(0.0) && run_state(&scenario, Side::A).as_deref() == Some("running")).then_some(()))
+    })
+    .unwrap();
+    drop(held);
+    assert!(!command.wait(LIMIT).unwrap().success(), "{}", command.output());
+    assert!(command.output().contains("did not answer within 3 s"), "{}", command.output());
+    expect_owner(&scenario, Side::A);
+}
