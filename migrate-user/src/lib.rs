@@ -20,6 +20,8 @@
 pub mod agent;
 pub mod control;
 pub mod datapath;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 #[expect(unsafe_code, reason = "mappings shared with the VMM, ptrace, ioctls")]
 pub mod memory;
 pub mod migration;

@@ -2,6 +2,8 @@
 
 mod cargo;
 mod demo;
+mod fuzz;
+mod miri;
 mod setup;
 mod test;
 
@@ -20,6 +22,9 @@ cargo xtask TASK
   bench [OPTIONS]  build, then measure xferry beside QEMU's own migration and TCP on the same link
   faults [OPTIONS] build, then migrate a real VM again and again, with one fault in each migration, and count what
                    became of it (--runs N, --seed S, --json FILE, --markdown FILE)
+  fuzz [TARGET…]   fuzz the parsers of what comes from outside, all or those named (--runs N, --seconds S for each;
+                   without either as long as `test` does)
+  miri [FILTER]    the tests of modules without system calls under Miri (nightly with miri and rust-src)
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";
@@ -50,6 +55,8 @@ fn run() -> Result<ExitCode> {
         "demo" => return demo::run(&rest),
         "bench" => return demo::bench(&rest),
         "faults" => return demo::faults(&rest),
+        "fuzz" => return fuzz::run(&rest),
+        "miri" => return miri::run(&rest),
         "clean" => return demo::run(&["--clean".to_owned()]),
         "load" => return demo::load(&rest),
         "test" => return test::run(&rest),

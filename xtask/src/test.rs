@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     cargo::{self, cargo},
-    setup,
+    fuzz, setup,
 };
 
 /// What a test prints when it cannot run here; the reason follows.
@@ -54,6 +54,9 @@ pub fn run(filter: &[String]) -> Result<ExitCode> {
             .arg("--nocapture")
             .args(filter),
     )?;
+    if filter.is_empty() {
+        tally.fuzz()?;
+    }
     println!("\n== lab: real hosts, real switch, real VMs");
     tally.tests(
         cargo()
@@ -79,6 +82,23 @@ impl Tally {
             self.passed += 1;
         } else {
             self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// A bounded run of every fuzz target. Each counts as one test.
+    fn fuzz(&mut self) -> Result<()> {
+        println!("\n== fuzz: {} executions of each parser", fuzz::BOUNDED);
+        if let Some(reason) = fuzz::lacking() {
+            self.skipped.push(reason);
+            // As with a test that skips itself: the closing line takes the skipped off the passed.
+            self.passed += 1;
+            return Ok(());
+        }
+        fuzz::build()?;
+        let bound = fuzz::Bound { runs: Some(fuzz::BOUNDED), seconds: Some(fuzz::BOUNDED_SECONDS) };
+        for target in fuzz::TARGETS {
+            self.step(target, &mut fuzz::fuzzer(target, bound))?;
         }
         Ok(())
     }

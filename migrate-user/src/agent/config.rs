@@ -160,8 +160,11 @@ impl AgentConfig {
         if config.name.is_empty() {
             return Err("name is empty: give this host's name".into());
         }
-        if let Err(name) = config.limits.check() {
-            return Err(format!("[limits] {name} is 0, in which nothing can be done: give seconds"));
+        if let Err(problem) = config.limits.check() {
+            return Err(format!("[limits] {problem}"));
+        }
+        if let Err(problem) = config.announce.check() {
+            return Err(format!("[announce] {problem}"));
         }
         if config.migration.port == 0 {
             return Err("[migration] port is 0: give a UDP port".into());
@@ -238,5 +241,9 @@ max-arriving = 2
         assert!(problem("insecure = true", "").contains("insecure = true"));
         assert!(problem("interface", "interfase").contains("interfase"));
         assert!(problem("10.0.0.1:4790", "10.0.0.1").contains("listen"));
+        assert!(problem("round = 3", "round = 0").contains("round is 0"));
+        assert!(problem("round = 3", &format!("round = {}", i64::MAX)).contains("30 days"));
+        assert!(problem("rounds = 9", "rounds = 4000000000").contains("at most 1000"));
+        assert!(problem("rounds = 9", &format!("step = {}", i64::MAX)).contains("step is"));
     }
 }

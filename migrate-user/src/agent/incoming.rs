@@ -10,11 +10,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use migrate_common::PAGE_SIZE;
+
 use super::{Agent, announcing, ram::RamFiles};
 use crate::{
     control::{Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
-    memory::{Access, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents},
+    memory::{
+        Access, Backend, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents,
+    },
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Session, Unprepared,
         Verdict,
@@ -107,6 +111,7 @@ impl IncomingHost {
             .iter()
             .map(|file| Mapping::new(file.open(true)?, file.path.clone(), Access::Write))
             .collect::<Result<Vec<_>, _>>()?;
+        fits(&request.facts.machine.backends, &mappings)?;
         self.ram = RamFiles::open(&waiting.files)?;
         let reservations = mappings.iter().map(Reservation::clear).collect::<Result<Vec<_>, _>>()?;
         let files = mappings.iter().filter_map(|mapping| mapping.file().try_clone().ok()).collect();
@@ -184,6 +189,18 @@ impl IncomingHost {
                 ))
             })
     }
+}
+
+/// The page stream's bounds are those of the source's backends: what is mapped here must reach as far.
+fn fits(backends: &[Backend], mappings: &[Mapping]) -> Result<(), MigrationError> {
+    let here = mappings.iter().map(Mapping::pages);
+    let there = backends.iter().map(|backend| backend.size / PAGE_SIZE as u64);
+    if here.eq(there) {
+        return Ok(());
+    }
+    Err(MigrationError::Mismatch(
+        "the RAM files here are not as large as the source's memory backends".into(),
+    ))
 }
 
 /// What is known of a VM that may come, before anything is started.
@@ -397,6 +414,12 @@ impl DestinationHost for IncomingHost {
         last: bool,
     ) -> Result<Vec<LaneLosses>, MigrationError> {
         let inbound = Arc::clone(self.inbound()?);
+        if !inbound.can_be(frames) {
+            return Err(MigrationError::Mismatch(format!(
+                "a round of {frames:?} frames by lane is more than {} pages take",
+                inbound.layout().pages()
+            )));
+        }
         let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
         tokio::task::block_in_place(|| {
             wait_for_frames(&inbound, expected, if last { QUIET_LAST } else { QUIET })

@@ -9,6 +9,8 @@ use super::{ControlError, Message};
 
 /// Longest message taken, bytes. The longest real one lists the losses of a round: 16 bytes of text a range.
 const MAX_MESSAGE: usize = 16 << 20;
+/// Longest first item, bytes: a hello. Whoever has not said one cannot make this host hold more.
+const MAX_FIRST: usize = 4096;
 /// Type byte of a JSON message. 0 is reserved.
 const JSON: u8 = 1;
 /// Type byte of device state.
@@ -40,11 +42,13 @@ pub trait Channel: Send {
 pub struct StreamChannel<S> {
     stream: S,
     received: BytesMut,
+    /// Longest item taken now, bytes.
+    longest: usize,
 }
 
 /// Wraps a stream.
 pub fn split<S: AsyncRead + AsyncWrite + Unpin + Send>(stream: S) -> StreamChannel<S> {
-    StreamChannel { stream, received: BytesMut::new() }
+    StreamChannel { stream, received: BytesMut::new(), longest: MAX_FIRST }
 }
 
 fn encode(item: &Item) -> Result<Bytes, ControlError> {
@@ -57,6 +61,13 @@ fn encode(item: &Item) -> Result<Bytes, ControlError> {
         }
         Item::State(bytes) => (STATE, bytes.as_ref()),
     };
+    // The other side would not take it: better said here.
+    if body.len() >= MAX_MESSAGE {
+        return Err(ControlError::Malformed(format!(
+            "a message of {} bytes is longer than {MAX_MESSAGE}",
+            body.len()
+        )));
+    }
     let mut out = BytesMut::with_capacity(body.len() + 5);
     out.put_u32(body.len() as u32 + 1);
     out.put_u8(kind);
@@ -69,11 +80,16 @@ fn encode(item: &Item) -> Result<Bytes, ControlError> {
 /// # Errors
 /// [`ControlError::Malformed`]; the stream cannot be used after it.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
+    decode_within(buffer, MAX_MESSAGE)
+}
+
+/// [`decode`] for items of at most `longest` bytes.
+fn decode_within(buffer: &mut BytesMut, longest: usize) -> Result<Option<Item>, ControlError> {
     let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
-    if length == 0 || length > MAX_MESSAGE {
+    if length == 0 || length > longest {
         return Err(ControlError::Malformed(format!(
-            "a length of {length} bytes is not between 1 and {MAX_MESSAGE}"
+            "a length of {length} bytes is not between 1 and {longest}"
         )));
     }
     if buffer.len() < 4 + length {
@@ -82,9 +98,12 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
     buffer.advance(4);
     let mut body = buffer.split_to(length).freeze();
     match body.get_u8() {
-        JSON => serde_json::from_slice(&body)
-            .map(|message| Some(Item::Message(message)))
-            .map_err(|error| ControlError::Malformed(error.to_string())),
+        JSON => {
+            let message: Message =
+                serde_json::from_slice(&body).map_err(|error| ControlError::Malformed(error.to_string()))?;
+            message.check().map_err(ControlError::Malformed)?;
+            Ok(Some(Item::Message(message)))
+        }
         STATE => Ok(Some(Item::State(body))),
         other => Err(ControlError::Malformed(format!("unknown type {other}"))),
     }
@@ -100,7 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
     async fn recv(&mut self, awaited: &'static str, limit: Duration) -> Result<Item, ControlError> {
         let receive = async {
             loop {
-                if let Some(item) = decode(&mut self.received)? {
+                if let Some(item) = decode_within(&mut self.received, self.longest)? {
+                    self.longest = MAX_MESSAGE;
                     return Ok(item);
                 }
                 if self.stream.read_buf(&mut self.received).await? == 0 {
@@ -155,6 +175,58 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_stranger_gets_no_memory_before_its_hello() {
+        let (mut a, b) = tokio::io::duplex(1 << 16);
+        a.write_all(&(MAX_FIRST as u32 + 1).to_be_bytes()).await.unwrap();
+        let mut b = split(b);
+        assert!(matches!(b.recv("its hello", LIMIT).await, Err(ControlError::Malformed(_))));
+        assert!(b.received.capacity() <= 2 * MAX_FIRST);
+    }
+
+    #[tokio::test]
+    async fn longer_items_may_follow_the_first() {
+        let (a, b) = tokio::io::duplex(1 << 16);
+        let (mut a, mut b) = (split(a), split(b));
+        let long = Item::State(Bytes::from(vec![1; 1 << 20]));
+        let sent = long.clone();
+        tokio::spawn(async move {
+            a.send(Item::Message(Message::hello("a"))).await.unwrap();
+            a.send(sent).await.unwrap();
+        });
+        assert!(matches!(b.recv("its hello", LIMIT).await, Ok(Item::Message(Message::Hello { .. }))));
+        assert_eq!(b.recv("state", LIMIT).await.unwrap(), long);
+    }
+
+    #[test]
+    fn nothing_is_sent_that_would_not_be_taken() {
+        let encoded = |len: usize| encode(&Item::State(Bytes::from(vec![0; len])));
+        assert!(encoded(MAX_MESSAGE).is_err());
+        let mut buffer = BytesMut::from(&encoded(MAX_MESSAGE - 1).unwrap()[..]);
+        assert!(matches!(decode(&mut buffer), Ok(Some(Item::State(_)))));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_as_it_is_read() {
+        let body = br#"{"type":"round-closed","epoch":1,"losses":[{"lane":0,"missing":[[9,3]]}]}"#;
+        let mut buffer = BytesMut::new();
+        buffer.put_u32(body.len() as u32 + 1);
+        buffer.put_u8(JSON);
+        buffer.put_slice(body);
+        let error = decode(&mut buffer).unwrap_err().to_string();
+        assert!(error.contains("round-closed") && error.contains("9..3"), "{error}");
+    }
+
+    #[test]
+    fn every_message_comes_out_as_it_went_in() {
+        for message in crate::fuzzing::seeds::every_message() {
+            let item = Item::Message(message);
+            let mut buffer = BytesMut::from(&encode(&item).unwrap()[..]);
+            assert_eq!(decode(&mut buffer).unwrap(), Some(item));
+            assert!(buffer.is_empty());
+        }
+    }
+
     #[test]
     fn unknown_types_and_messages_are_refused() {
         let mut buffer = BytesMut::from(&[0, 0, 0, 1, 9][..]);
@@ -167,7 +239,66 @@ mod tests {
         assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
     }
 
+    fn ranges() -> impl Strategy<Value = Vec<(u32, u32)>> {
+        proptest::collection::btree_set(any::<u32>(), 0..8).prop_map(|bounds| {
+            let bounds: Vec<u32> = bounds.into_iter().collect();
+            bounds.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+        })
+    }
+
+    fn messages() -> impl Strategy<Value = Message> {
+        use crate::{control::Running, datapath::LaneLosses, fuzzing::seeds::prepare};
+        let losses = proptest::collection::btree_map(0u16..64, ranges(), 0..5);
+        prop_oneof![
+            (any::<u32>(), ".{0,30}", ".{0,30}", any::<Option<u64>>()).prop_map(
+                |(protocol, software, name, clock)| Message::Hello { protocol, software, name, clock }
+            ),
+            (any::<u64>(), ".{0,30}", proptest::collection::vec(1u16.., 0..64), any::<bool>()).prop_map(
+                |(session, id, feedback_ports, force)| {
+                    Message::Prepare(Box::new(crate::control::Prepare {
+                        session,
+                        id,
+                        feedback_ports,
+                        force,
+                        ..prepare()
+                    }))
+                }
+            ),
+            (any::<u32>(), proptest::collection::vec(any::<u32>(), 0..64), any::<bool>())
+                .prop_map(|(epoch, frames, last)| Message::RoundEnd { epoch, frames, last }),
+            (any::<u32>(), losses).prop_map(|(epoch, losses)| {
+                let losses = losses.into_iter().map(|(lane, missing)| LaneLosses { lane, missing }).collect();
+                Message::RoundClosed { epoch, losses }
+            }),
+            (any::<u32>(), any::<u32>(), any::<u16>()).prop_map(|(announced, announcements, ms)| {
+                // A number of ms that text holds exactly.
+                let resume_ms = f64::from(ms) / 8.0;
+                Message::Running(Running { resume_ms, announced, announcements, digest: None })
+            }),
+            any::<u64>().prop_map(|bytes| Message::StateEnd { bytes }),
+            (any::<u64>(), any::<bool>()).prop_map(|(session, whole)| Message::Claim { session, whole }),
+            ".{0,300}".prop_map(|reason| Message::Abort { reason }),
+        ]
+    }
+
     proptest! {
+        /// However the network cuts the stream, the same items come out.
+        #[test]
+        fn items_survive_any_cut(sent in proptest::collection::vec(prop_oneof![
+            messages().prop_map(Item::Message),
+            proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| Item::State(bytes.into())),
+        ], 1..5), cut in 1usize..50) {
+            let stream: Vec<u8> = sent.iter().flat_map(|item| encode(item).unwrap().to_vec()).collect();
+            let (mut buffer, mut got) = (BytesMut::new(), Vec::new());
+            for part in stream.chunks(cut) {
+                buffer.extend_from_slice(part);
+                while let Some(item) = decode(&mut buffer).unwrap() {
+                    got.push(item);
+                }
+            }
+            prop_assert_eq!(got, sent);
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let mut buffer = BytesMut::from(&bytes[..]);

@@ -1,9 +1,10 @@
 //! The control channel: what the two agents say to each other about one migration, over one TCP connection.
 //!
 //! Each message is a length (4 bytes, big-endian), a type byte, and a body: JSON for [`Message`]s, raw bytes for
-//! device state. Lengths are checked before memory is taken.
+//! device state. Lengths are checked before memory is taken, and what is in a message before it is used.
 
 mod channel;
+mod check;
 mod message;
 mod socket;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A growing set of frame numbers.
+/// A growing set of frame numbers, all of them below `u32::MAX`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrameSet {
     words: Vec<u64>,
@@ -11,8 +11,12 @@ pub struct FrameSet {
 }
 
 impl FrameSet {
-    /// Adds a number; returns whether it is new.
+    /// Adds a number; returns whether it is new. The last number there is, which would have no end behind it, is
+    /// never new.
     pub fn insert(&mut self, number: u32) -> bool {
+        if number == u32::MAX {
+            return false;
+        }
         let word = (number / 64) as usize;
         if word >= self.words.len() {
             self.words.resize((word + 1).next_power_of_two(), 0);
@@ -40,23 +44,30 @@ impl FrameSet {
         self.end = self.end.max(other.end);
     }
 
-    /// The numbers below `expected` that are missing, as ranges `start..end`.
+    /// The numbers below `expected` that are missing, as ranges `start..end`. Takes time for what is in the set, not
+    /// for what is expected.
     pub fn missing(&self, expected: u32) -> Vec<(u32, u32)> {
         let mut ranges: Vec<(u32, u32)> = Vec::new();
+        let mut add = |start: u32, end: u32| match ranges.last_mut() {
+            Some((_, last)) if *last == start => *last = end,
+            _ => ranges.push((start, end)),
+        };
+        let known = self.end.min(expected);
         let mut number = 0;
-        while number < expected {
-            let word = self.words.get((number / 64) as usize).copied().unwrap_or(0);
-            if number.is_multiple_of(64) && word == u64::MAX {
-                number += 64;
-                continue;
+        while number < known {
+            let word = self.words[(number / 64) as usize] >> (number % 64);
+            // Numbers up to the end of the word, or of what is known.
+            let left = (64 - number % 64).min(known - number);
+            if word & 1 == 1 {
+                number += word.trailing_ones().min(left);
+            } else {
+                let gap = word.trailing_zeros().min(left);
+                add(number, number + gap);
+                number += gap;
             }
-            if word & (1 << (number % 64)) == 0 {
-                match ranges.last_mut() {
-                    Some((_, end)) if *end == number => *end += 1,
-                    _ => ranges.push((number, number + 1)),
-                }
-            }
-            number += 1;
+        }
+        if known < expected {
+            add(known, expected);
         }
         ranges
     }
@@ -103,6 +114,17 @@ mod tests {
             prop_assert_eq!(missing, model);
             prop_assert_eq!(set.end(), numbers.last().map_or(0, |n| n + 1));
         }
+    }
+
+    #[test]
+    fn the_last_numbers_there_are() {
+        let mut set = FrameSet::default();
+        assert!(!set.insert(u32::MAX), "it would have no end behind it");
+        assert_eq!(set.end(), 0);
+        // By word and not by number: it returns at once.
+        assert_eq!(set.missing(u32::MAX), [(0, u32::MAX)]);
+        set.insert(70);
+        assert_eq!(set.missing(u32::MAX), [(0, 70), (71, u32::MAX)]);
     }
 
     #[test]

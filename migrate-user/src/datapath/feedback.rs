@@ -95,6 +95,7 @@ impl FeedbackRx for UdpSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn survives_the_wire_and_refuses_strangers() {
@@ -106,5 +107,13 @@ mod tests {
         let mut other = bytes;
         other[0] = b'Y';
         assert_eq!(Feedback::parse(&other), None);
+    }
+
+    proptest! {
+        #[test]
+        fn comes_out_as_it_went_in(session: u64, epoch: u32, lane: u16, seen: u32) {
+            let feedback = Feedback { session, epoch, lane, seen };
+            prop_assert_eq!(Feedback::parse(&feedback.to_bytes()), Some(feedback));
+        }
     }
 }

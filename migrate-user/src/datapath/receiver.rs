@@ -92,6 +92,12 @@ impl Inbound {
         self.spec.session
     }
 
+    /// Whether so many frames of each lane can belong to one epoch.
+    pub fn can_be(&self, frames: &[u32]) -> bool {
+        frames.len() <= usize::from(MAX_LANES)
+            && frames.iter().all(|&frames| u64::from(frames) <= self.max_sequence)
+    }
+
     /// The guest's pages.
     pub fn layout(&self) -> &RamLayout {
         &self.spec.layout
@@ -276,6 +282,7 @@ impl SessionReceiver {
     fn placements(&self, frame: &CheckedFrame<'_>) -> Option<Vec<Placement>> {
         let layout = &self.inbound.spec.layout;
         let mut payload = 0;
+        let mut cleared = 0;
         let mut placements = Vec::with_capacity(frame.descriptors().len());
         for bytes in frame.descriptors() {
             let placement = match PageDescriptor::parse(bytes).ok()? {
@@ -286,6 +293,11 @@ impl SessionReceiver {
                     Placement::Data { page, offset: offset.into(), length: length.into() }
                 }
                 PageDescriptor::Zero { backend, page, pages } => {
+                    // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
+                    cleared += u64::from(pages);
+                    if cleared > layout.pages() {
+                        return None;
+                    }
                     let last = page.checked_add(u64::from(pages) - 1)?;
                     layout.number(BackendPage { backend, page: last })?;
                     let page = layout.number(BackendPage { backend, page })?;

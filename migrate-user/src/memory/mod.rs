@@ -15,6 +15,9 @@ mod tracker;
 mod userfault;
 mod vma;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use vma::fuzz as fuzz_maps;
+
 pub use digest::{Digest, PageHashes};
 pub use extents::{Extent, data_extents};
 pub use inject::{HELPER_ARGUMENT, Injector, help};

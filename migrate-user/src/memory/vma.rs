@@ -70,12 +70,12 @@ fn parse_line(line: &str) -> Option<MapsLine<'_>> {
     let offset = fields.next()?;
     let (_device, _inode) = (fields.next()?, fields.next()?);
     let path = fields.next().unwrap_or("").trim_start();
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    if start >= end {
+        return None;
+    }
     Some(MapsLine {
-        vma: Vma {
-            start: u64::from_str_radix(start, 16).ok()?,
-            end: u64::from_str_radix(end, 16).ok()?,
-            file_page: u64::from_str_radix(offset, 16).ok()? / PAGE_SIZE as u64,
-        },
+        vma: Vma { start, end, file_page: u64::from_str_radix(offset, 16).ok()? / PAGE_SIZE as u64 },
         shared: permissions.as_bytes().get(3) == Some(&b's'),
         path,
     })
@@ -144,11 +144,22 @@ fn find_in(
         return Err(not_shared(format!("mapped privately from {mem_path} (share=off)")));
     }
     let vmas: Vec<Vma> = mine.iter().map(|line| line.vma).collect();
-    let mapped: u64 = vmas.iter().map(|vma| vma.end - vma.start).sum();
+    let mapped = vmas.iter().fold(0u64, |sum, vma| sum.saturating_add(vma.end - vma.start));
     if mapped != *size {
         return Err(not_shared(format!("mapped from {mem_path} for {mapped} of its {size} bytes")));
     }
     Ok(RamFile { path: mem_path.into(), vmas, pid, size: *size })
+}
+
+/// One input of the fuzz target `maps`: a memory map in which a backend's file is looked for.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(maps: &str) {
+    for (path, size) in [("/dev/shm/ram", 0x4000), ("/dev/shm", 0x1000)] {
+        if let Ok(file) = find_in(maps, 1, &("ram".into(), path.into(), size)) {
+            assert!(file.vmas.iter().all(|vma| vma.start < vma.end && vma.end - vma.start <= size));
+            assert_eq!(file.vmas.iter().map(|vma| vma.end - vma.start).sum::<u64>(), size);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -189,6 +200,14 @@ mod tests {
         assert_eq!(file.vmas[1].file_page, 0x10000);
         assert_eq!(find("mem1", "/dev/shm/dir", 4096).unwrap().vmas.len(), 1);
         assert_eq!(find("mem1", "/dev/shm/dir/", 4096).unwrap().vmas.len(), 1);
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_do_not_overflow() {
+        let find = |maps: &str| find_in(maps, 1, &("ram".into(), "/r".into(), 4096));
+        assert!(find("3000-1000 rw-s 00000000 00:1a 42  /r").is_err());
+        let all = "0-ffffffffffffffff rw-s 00000000 00:1a 42  /r\n".repeat(2);
+        assert!(find(&all).is_err());
     }
 
     #[test]

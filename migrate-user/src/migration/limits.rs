@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+/// Longest limit, s: whoever means "for ever" can say this, and no sum of it with a clock overflows.
+const LONGEST: u64 = 30 * 24 * 3600;
+
 /// Time limits, s. Every wait has one; none is derived from hope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -75,8 +78,8 @@ impl Limits {
     /// Whether all of them can be meant.
     ///
     /// # Errors
-    /// The name of one that is 0: nothing would ever succeed.
-    pub fn check(&self) -> Result<(), &'static str> {
+    /// Names one that is 0, in which nothing would ever succeed, or that is longer than clocks can be asked for.
+    pub fn check(&self) -> Result<(), String> {
         let all = [
             ("connect", self.connect),
             ("dead-peer", self.dead_peer),
@@ -92,6 +95,14 @@ impl Limits {
             ("vmm-step", self.vmm_step),
             ("vmm-quit", self.vmm_quit),
         ];
-        all.iter().find(|(_, seconds)| *seconds == 0).map_or(Ok(()), |(name, _)| Err(name))
+        for (name, seconds) in all {
+            if seconds == 0 {
+                return Err(format!("{name} is 0, in which nothing can be done: give seconds"));
+            }
+            if seconds > LONGEST {
+                return Err(format!("{name} is {seconds} s: give at most {LONGEST}, which are 30 days"));
+            }
+        }
+        Ok(())
     }
 }

@@ -14,6 +14,9 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use journal::fuzz as fuzz_journal;
+
 pub use convergence::{Decision, Policy, RoundFigures};
 pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Preparation, Unprepared};
 pub use handover::{

@@ -43,7 +43,28 @@ impl Default for AnnounceSchedule {
     }
 }
 
+/// Longest pause between announcements, ms.
+const LONGEST_PAUSE: u64 = 3_600_000;
+/// Most announcements.
+const MOST_ROUNDS: u32 = 1000;
+
 impl AnnounceSchedule {
+    /// Whether it can be meant. QEMU's own limits are narrower (`migrate_params_check`, migration/options.c).
+    ///
+    /// # Errors
+    /// What is too much.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, ms) in [("initial", self.initial), ("max", self.max), ("step", self.step)] {
+            if ms > LONGEST_PAUSE {
+                return Err(format!("{name} is {ms} ms: give at most {LONGEST_PAUSE}"));
+            }
+        }
+        if self.rounds > MOST_ROUNDS {
+            return Err(format!("rounds is {}: give at most {MOST_ROUNDS}", self.rounds));
+        }
+        Ok(())
+    }
+
     /// The pauses between announcements.
     pub fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
         let this = *self;

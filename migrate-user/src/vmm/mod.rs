@@ -6,6 +6,9 @@ mod inspect;
 mod qmp;
 mod source;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use qmp::fuzz as fuzz_qmp;
+
 pub use definition::{DefinitionError, NicDefinition, VmDefinition};
 pub use destination::QemuDestination;
 pub use inspect::{CpuFacts, Disk, FeatureWord, MachineFacts, VmFacts, VmNic, inspect};

@@ -153,7 +153,7 @@ fn sort(line: &[u8]) -> Line {
         let time = |unit: &str| value["timestamp"][unit].as_u64().unwrap_or(0);
         return Line::Event(Event {
             name: name.to_owned(),
-            micros: time("seconds") * 1_000_000 + time("microseconds"),
+            micros: time("seconds").saturating_mul(1_000_000).saturating_add(time("microseconds")),
             data: value["data"].clone(),
         });
     }
@@ -162,6 +162,18 @@ fn sort(line: &[u8]) -> Line {
         return Line::Answer(id, Err(error.clone()));
     }
     Line::Answer(id, Ok(value["return"].take()))
+}
+
+/// One input of the fuzz target `qmp`: lines as a monitor sends them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    for line in data.split_inclusive(|&byte| byte == b'\n') {
+        match sort(line) {
+            Line::Greeting(version) => assert_eq!(version.split('.').count(), 3),
+            Line::Answer(_, Err(error)) => drop(error["desc"].as_str().map(str::to_owned)),
+            Line::Answer(_, Ok(_)) | Line::Event(_) | Line::Other => {}
+        }
+    }
 }
 
 impl Qmp {
@@ -400,6 +412,13 @@ mod tests {
     };
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
+
+    #[test]
+    fn times_beyond_any_clock_are_taken() {
+        let line =
+            format!(r#"{{"timestamp": {{"seconds": {0}, "microseconds": {0}}}, "event": "X"}}"#, u64::MAX);
+        assert!(matches!(sort(line.as_bytes()), Line::Event(Event { micros: u64::MAX, .. })));
+    }
 
     /// A monitor that greets and then answers each command by `answer(command line)`.
     async fn monitor(answer: impl Fn(Value) -> String + Send + 'static) -> (tempfile::TempDir, PathBuf) {

@@ -5,6 +5,7 @@
 //! are written; the consumer reads the counter with a load-acquire before the slots.
 
 use std::{
+    marker::PhantomData,
     ptr::NonNull,
     sync::{
         Arc,
@@ -27,15 +28,39 @@ pub(super) struct RingParts<T> {
     pub memory: Arc<dyn RingMemory>,
 }
 
-struct Ring<T> {
+/// Access to a ring: the counters, with the order in which memory may be seen, and the slots. Real memory, or the
+/// model that `model.rs` explores.
+pub(super) trait Access<T> {
+    /// Number of slots, a power of two.
+    fn size(&self) -> u32;
+    fn load_producer(&self, order: Ordering) -> u32;
+    fn store_producer(&self, value: u32, order: Ordering);
+    fn load_consumer(&self, order: Ordering) -> u32;
+    fn store_consumer(&self, value: u32, order: Ordering);
+    /// Writes the slot that `index`, a free-running counter, stands for.
+    ///
+    /// # Safety
+    /// The slot is in the free part: the consumer does not touch it.
+    unsafe fn write(&self, index: u32, item: T);
+    /// Reads a slot.
+    ///
+    /// # Safety
+    /// The slot is in the published part: the producer does not touch it.
+    unsafe fn read(&self, index: u32) -> T;
+    /// Flags of the kernel's, where it has any.
+    fn flags(&self) -> Option<u32>;
+}
+
+/// A ring in memory shared with the kernel.
+pub struct Shared<T> {
     parts: RingParts<T>,
 }
 
 // SAFETY: the counters are atomics, and each slot is accessed by one side at a time as the counters tell;
 // the memory is kept alive by `parts.memory`.
-unsafe impl<T: Copy + Send> Send for Ring<T> {}
+unsafe impl<T: Copy + Send> Send for Shared<T> {}
 
-impl<T: Copy> Ring<T> {
+impl<T: Copy> Shared<T> {
     fn producer(&self) -> &AtomicU32 {
         // SAFETY: points into `parts.memory`, alive as long as self.
         unsafe { self.parts.producer.as_ref() }
@@ -53,9 +78,48 @@ impl<T: Copy> Ring<T> {
     }
 }
 
+impl<T: Copy> Access<T> for Shared<T> {
+    fn size(&self) -> u32 {
+        self.parts.size
+    }
+
+    fn load_producer(&self, order: Ordering) -> u32 {
+        self.producer().load(order)
+    }
+
+    fn store_producer(&self, value: u32, order: Ordering) {
+        self.producer().store(value, order);
+    }
+
+    fn load_consumer(&self, order: Ordering) -> u32 {
+        self.consumer().load(order)
+    }
+
+    fn store_consumer(&self, value: u32, order: Ordering) {
+        self.consumer().store(value, order);
+    }
+
+    unsafe fn write(&self, index: u32, item: T) {
+        // SAFETY: the slot is there, and nobody else's by the caller's promise.
+        unsafe { self.slot(index).write(item) };
+    }
+
+    unsafe fn read(&self, index: u32) -> T {
+        // SAFETY: as above.
+        unsafe { self.slot(index).read() }
+    }
+
+    fn flags(&self) -> Option<u32> {
+        // SAFETY: points into `parts.memory`, alive as long as self.
+        self.parts.flags.map(|flags| unsafe { flags.as_ref() }.load(Ordering::Relaxed))
+    }
+}
+
 /// The side that fills slots.
-pub struct Producer<T> {
-    ring: Ring<T>,
+#[expect(private_bounds, reason = "only this module's memory, and the tests' model")]
+pub struct Producer<T: Copy, A: Access<T> = Shared<T>> {
+    ring: A,
+    item: PhantomData<T>,
     /// Next slot to write; slots before it are staged or published.
     next: u32,
     /// The consumer's counter when it was last read.
@@ -64,20 +128,26 @@ pub struct Producer<T> {
 
 impl<T: Copy> Producer<T> {
     pub(super) fn new(parts: RingParts<T>) -> Self {
-        let ring = Ring { parts };
-        let next = ring.producer().load(Ordering::Relaxed);
-        let seen_consumer = ring.consumer().load(Ordering::Acquire);
-        Self { ring, next, seen_consumer }
+        Self::over(Shared { parts })
+    }
+}
+
+#[expect(private_bounds, reason = "as above")]
+impl<T: Copy, A: Access<T>> Producer<T, A> {
+    fn over(ring: A) -> Self {
+        let next = ring.load_producer(Ordering::Relaxed);
+        let seen_consumer = ring.load_consumer(Ordering::Acquire);
+        Self { ring, item: PhantomData, next, seen_consumer }
     }
 
     /// Number of slots that can be written now. Reads the shared counter only when `wanted` are not known free.
     pub fn free(&mut self, wanted: u32) -> u32 {
-        let known = self.ring.parts.size - self.next.wrapping_sub(self.seen_consumer);
+        let known = self.ring.size() - self.next.wrapping_sub(self.seen_consumer);
         if known >= wanted {
             return known;
         }
-        self.seen_consumer = self.ring.consumer().load(Ordering::Acquire);
-        self.ring.parts.size - self.next.wrapping_sub(self.seen_consumer)
+        self.seen_consumer = self.ring.load_consumer(Ordering::Acquire);
+        self.ring.size() - self.next.wrapping_sub(self.seen_consumer)
     }
 
     /// Writes all of `items` or nothing; the other side sees them at the next [`publish`](Self::publish).
@@ -90,7 +160,7 @@ impl<T: Copy> Producer<T> {
         }
         for item in items.take(count as usize) {
             // SAFETY: the slot lies in the free part, which the consumer does not touch.
-            unsafe { self.ring.slot(self.next).write(item) };
+            unsafe { self.ring.write(self.next, item) };
             self.next = self.next.wrapping_add(1);
         }
         true
@@ -98,27 +168,26 @@ impl<T: Copy> Producer<T> {
 
     /// Shows all staged slots to the other side.
     pub fn publish(&mut self) {
-        self.ring.producer().store(self.next, Ordering::Release);
+        self.ring.store_producer(self.next, Ordering::Release);
     }
 
     /// Slots published or staged that the other side has not taken yet.
     pub fn pending(&mut self) -> u32 {
-        self.ring.parts.size - self.free(self.ring.parts.size)
+        self.ring.size() - self.free(self.ring.size())
     }
 
     /// Whether the kernel sleeps and must be woken by a system call (`XDP_RING_NEED_WAKEUP`).
     pub fn needs_wakeup(&self) -> bool {
-        self.ring.parts.flags.is_none_or(|flags| {
-            // SAFETY: points into `parts.memory`, alive as long as self.
-            let flags = unsafe { flags.as_ref() }.load(Ordering::Relaxed);
-            flags & rustix::net::xdp::XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
-        })
+        let asks = |flags| flags & rustix::net::xdp::XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0;
+        self.ring.flags().is_none_or(asks)
     }
 }
 
 /// The side that empties slots.
-pub struct Consumer<T> {
-    ring: Ring<T>,
+#[expect(private_bounds, reason = "only this module's memory, and the tests' model")]
+pub struct Consumer<T: Copy, A: Access<T> = Shared<T>> {
+    ring: A,
+    item: PhantomData<T>,
     next: u32,
     /// The producer's counter when it was last read.
     seen_producer: u32,
@@ -126,29 +195,35 @@ pub struct Consumer<T> {
 
 impl<T: Copy> Consumer<T> {
     pub(super) fn new(parts: RingParts<T>) -> Self {
-        let ring = Ring { parts };
-        let next = ring.consumer().load(Ordering::Relaxed);
-        let seen_producer = ring.producer().load(Ordering::Acquire);
-        Self { ring, next, seen_producer }
+        Self::over(Shared { parts })
+    }
+}
+
+#[expect(private_bounds, reason = "as above")]
+impl<T: Copy, A: Access<T>> Consumer<T, A> {
+    fn over(ring: A) -> Self {
+        let next = ring.load_consumer(Ordering::Relaxed);
+        let seen_producer = ring.load_producer(Ordering::Acquire);
+        Self { ring, item: PhantomData, next, seen_producer }
     }
 
     /// Takes the oldest slot, if any; the producer may reuse it after the next [`release`](Self::release).
     pub fn take(&mut self) -> Option<T> {
         if self.next == self.seen_producer {
-            self.seen_producer = self.ring.producer().load(Ordering::Acquire);
+            self.seen_producer = self.ring.load_producer(Ordering::Acquire);
             if self.next == self.seen_producer {
                 return None;
             }
         }
         // SAFETY: the slot lies in the published part, which the producer does not touch until released.
-        let item = unsafe { self.ring.slot(self.next).read() };
+        let item = unsafe { self.ring.read(self.next) };
         self.next = self.next.wrapping_add(1);
         Some(item)
     }
 
     /// Gives all taken slots back to the producer.
     pub fn release(&mut self) {
-        self.ring.consumer().store(self.next, Ordering::Release);
+        self.ring.store_consumer(self.next, Ordering::Release);
     }
 }
 
@@ -186,6 +261,9 @@ pub fn ring_pair<T: Copy + Send + 'static>(size: u32, initial: T) -> (Producer<T
     };
     (Producer::new(parts()), Consumer::new(parts()))
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

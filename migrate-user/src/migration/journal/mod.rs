@@ -117,7 +117,7 @@ pub struct OpenSession {
 struct Entry {
     begun: Option<(Role, Session)>,
     state: SessionState,
-    /// Order of first mention.
+    /// Order of the last beginning or, without one, of the first mention.
     number: u64,
 }
 
@@ -364,6 +364,8 @@ fn apply(sessions: &mut BTreeMap<u64, Entry>, next: &mut u64, record: Record) {
     };
     let (number, vm) = (session.session, session.vm.clone());
     entry.begun = Some((role, session));
+    *next += 1;
+    entry.number = *next;
     // A VM takes part in one session at a time: what is open of an earlier one only could not be written.
     for (other, entry) in sessions.iter_mut() {
         if *other != number && entry.begun.as_ref().is_some_and(|(_, earlier)| earlier.vm == vm) {
@@ -372,8 +374,8 @@ fn apply(sessions: &mut BTreeMap<u64, Entry>, next: &mut u64, record: Record) {
     }
 }
 
-/// Writes what is still needed to a new file and puts it in the old one's place.
-fn rewrite(path: &Path, sessions: &mut BTreeMap<u64, Entry>) -> io::Result<File> {
+/// Forgets what is not needed any more, and writes the rest anew.
+fn compact(sessions: &mut BTreeMap<u64, Entry>) -> Vec<u8> {
     let mut ended: Vec<(u64, u64)> = sessions
         .iter()
         .filter(|(_, entry)| !entry.state.is_open())
@@ -384,7 +386,10 @@ fn rewrite(path: &Path, sessions: &mut BTreeMap<u64, Entry>) -> io::Result<File>
         sessions.remove(session);
     }
     let mut text = Vec::new();
-    for (&session, entry) in sessions.iter() {
+    // In the order in which they began: a later session of a VM ends the earlier ones, when this is read again too.
+    let mut ordered: Vec<(&u64, &Entry)> = sessions.iter().collect();
+    ordered.sort_unstable_by_key(|(_, entry)| entry.number);
+    for (&session, entry) in ordered {
         match entry.begun.clone() {
             Some((Role::Source, begun)) => text.extend(line(&Record::Offered(begun))),
             Some((Role::Destination, begun)) => text.extend(line(&Record::Waiting(begun))),
@@ -400,6 +405,12 @@ fn rewrite(path: &Path, sessions: &mut BTreeMap<u64, Entry>) -> io::Result<File>
             text.extend(line(&Record::Concluded { session, verdict: entry.state.verdict }));
         }
     }
+    text
+}
+
+/// Writes what is still needed to a new file and puts it in the old one's place.
+fn rewrite(path: &Path, sessions: &mut BTreeMap<u64, Entry>) -> io::Result<File> {
+    let text = compact(sessions);
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(&text)?;
@@ -409,6 +420,38 @@ fn rewrite(path: &Path, sessions: &mut BTreeMap<u64, Entry>) -> io::Result<File>
         File::open(directory)?.sync_all()?;
     }
     OpenOptions::new().append(true).open(path)
+}
+
+/// One input of the fuzz target `journal`: a file as it lies on disk or, after a first byte that is even, lines whose
+/// checksums are put in front here. What can be read is the same after it was written anew.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((mode, text)) = data.split_first() else { return };
+    let bytes = if mode % 2 == 1 {
+        text.to_vec()
+    } else {
+        let mut bytes = Vec::new();
+        for json in text.split(|&byte| byte == b'\n').filter(|json| !json.is_empty()) {
+            bytes.extend(format!("{:08x} ", crc32c::crc32c(json)).into_bytes());
+            bytes.extend(json);
+            bytes.push(b'\n');
+        }
+        bytes
+    };
+    let read = |bytes: &[u8]| -> io::Result<BTreeMap<u64, Entry>> {
+        let (mut sessions, mut next) = (BTreeMap::new(), 0);
+        for record in parse(bytes)? {
+            apply(&mut sessions, &mut next, record);
+        }
+        Ok(sessions)
+    };
+    let Ok(mut sessions) = read(&bytes) else { return };
+    let again = read(&compact(&mut sessions));
+    let open = |sessions: &BTreeMap<u64, Entry>| -> Vec<_> {
+        let open = sessions.values().filter(|entry| entry.begun.is_some() && entry.state.is_open());
+        open.map(|entry| (entry.begun.clone(), entry.state)).collect()
+    };
+    assert_eq!(again.map(|again| open(&again)).ok(), Some(open(&sessions)));
 }
 
 #[cfg(test)]

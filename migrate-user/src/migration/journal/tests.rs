@@ -171,9 +171,75 @@ fn old_ends_are_forgotten_and_open_ones_never() {
     assert!(!journal.lock().sessions.contains_key(&0), "the oldest went");
 }
 
+fn verdicts() -> impl Strategy<Value = Verdict> {
+    prop_oneof![Just(Verdict::Accepted), Just(Verdict::Refused)]
+}
+
+fn records() -> impl Strategy<Value = Record> {
+    let begun = (0u64..5, prop_oneof!["web", "db"]).prop_map(|(number, vm)| session(number, &vm));
+    prop_oneof![
+        begun.clone().prop_map(Record::Offered),
+        begun.prop_map(Record::Waiting),
+        (0u64..5).prop_map(|session| Record::Committed { session }),
+        (0u64..5, verdicts()).prop_map(|(session, verdict)| Record::Decided { session, verdict }),
+        (0u64..5, proptest::option::of(verdicts()))
+            .prop_map(|(session, verdict)| Record::Concluded { session, verdict }),
+    ]
+}
+
+/// What a host knows after it read `bytes`.
+fn read(bytes: &[u8]) -> BTreeMap<u64, Entry> {
+    let (mut sessions, mut next) = (BTreeMap::new(), 0);
+    parse(bytes).unwrap().into_iter().for_each(|record| apply(&mut sessions, &mut next, record));
+    sessions
+}
+
 proptest! {
+    #[test]
+    fn records_come_out_as_they_went_in(records in proptest::collection::vec(records(), 0..20)) {
+        let bytes: Vec<u8> = records.iter().flat_map(line).collect();
+        prop_assert_eq!(parse(&bytes).unwrap(), records);
+    }
+
+    /// However often it is written anew: who has which VM does not change by it.
+    #[test]
+    fn a_restart_changes_nothing(records in proptest::collection::vec(records(), 0..20)) {
+        let known = |sessions: &BTreeMap<u64, Entry>| -> Vec<_> {
+            sessions.iter().map(|(&number, entry)| (number, entry.begun.clone(), entry.state)).collect()
+        };
+        let mut before = read(&records.iter().flat_map(line).collect::<Vec<u8>>());
+        let mut after = read(&compact(&mut before));
+        prop_assert_eq!(known(&after), known(&before));
+        prop_assert_eq!(known(&read(&compact(&mut after))), known(&before));
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse(&bytes);
+    }
+}
+
+#[test]
+fn an_open_session_outlives_any_number_of_restarts() {
+    // The earlier session of the same VM has the higher number: numbers are random.
+    for (earlier, later) in [(9, 3), (3, 9)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        {
+            let journal = Journal::open(&path).unwrap();
+            journal.offer(session(earlier, "web")).unwrap();
+            journal.conclude(earlier, Verdict::Refused).unwrap();
+            journal.offer(session(later, "web")).unwrap();
+            journal.commit(later).unwrap();
+        }
+        for restart in 0..3 {
+            let open: Vec<u64> = Journal::open(&path)
+                .unwrap()
+                .open_sessions()
+                .iter()
+                .map(|open| open.session.session)
+                .collect();
+            assert_eq!(open, [later], "restart {restart}");
+        }
     }
 }

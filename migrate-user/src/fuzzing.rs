@@ -1,0 +1,169 @@
+//! One function for each parser of what comes from outside: takes any bytes, and panics when a promise is broken.
+//!
+//! The fuzzer (`fuzz/`, `cargo xtask fuzz`) calls them with inputs of its own; the tests below call them with the
+//! corpora in the repository. Compiled for these two only.
+
+mod frame;
+#[cfg(test)]
+pub(crate) mod seeds;
+
+use bytes::BytesMut;
+use migrate_common::locate::{self, Datagram};
+
+use crate::{
+    agent::AgentConfig,
+    control::{Item, Message, decode},
+    datapath::Feedback,
+    memory::RamLayout,
+    preflight::{self, Admission, DestinationFacts, HostFacts},
+    vmm::{MachineFacts, VmDefinition},
+};
+
+pub use frame::frame;
+
+/// UDP port of the page stream in all inputs.
+const PORT: u16 = 4791;
+
+/// A feedback datagram: what is understood is written the same way.
+pub fn feedback(data: &[u8]) {
+    if let Some(feedback) = Feedback::parse(data) {
+        assert_eq!(feedback.to_bytes().as_slice(), data);
+    }
+}
+
+/// A stream of control items or, after a first byte that is even, one message's text; and what a destination does
+/// with the facts of a `prepare`.
+pub fn control(data: &[u8]) {
+    let Some((mode, body)) = data.split_first() else { return };
+    let mut buffer = BytesMut::new();
+    if mode % 2 == 0 {
+        buffer.extend_from_slice(&(body.len() as u32 + 1).to_be_bytes());
+        buffer.extend_from_slice(&[1]);
+    }
+    buffer.extend_from_slice(body);
+    while let Ok(Some(item)) = decode(&mut buffer) {
+        let Item::Message(message) = item else { continue };
+        heard(&message);
+    }
+}
+
+/// What is done with a message before anything is asked of the host.
+fn heard(message: &Message) {
+    assert!(!message.name().is_empty());
+    match message {
+        Message::Prepare(request) => {
+            let layout = RamLayout::new(request.facts.machine.backends.clone());
+            let needed = preflight::needed(&request.populated, layout.backends());
+            assert!(needed.iter().sum::<u64>() <= layout.bytes(), "more is needed than there is");
+            let (host, admission) = (HostFacts::default(), Admission::default());
+            preflight::before_launch(&request.facts, &host, &admission, &needed, true);
+            let destination = DestinationFacts {
+                host,
+                machine: MachineFacts { backends: layout.backends().to_vec(), ..MachineFacts::default() },
+                pid: 1,
+                backing: Ok(request.facts.backing.clone()),
+                reserved: false,
+                needed,
+                images: request.facts.images_for(&request.facts.machine.disks),
+                uplinks: Vec::new(),
+            };
+            let mut findings = preflight::after_launch(&request.facts, &destination, &admission);
+            preflight::settle(&mut findings, request.force);
+            let _ = preflight::refusal(&request.vm, "host", &findings);
+        }
+        Message::Examined(examined) => {
+            let mut findings = examined.findings.clone();
+            preflight::settle(&mut findings, true);
+            let _ = preflight::notes(&findings);
+            let _ = preflight::refusal("vm", "host", &findings);
+        }
+        Message::RoundClosed { losses, .. } => {
+            for lane in losses {
+                let lost: u64 = lane.missing.iter().map(|&(start, end)| u64::from(end - start)).sum();
+                assert!(lost <= u64::from(u32::MAX), "more frames are lost than can be numbered");
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A VM's definition.
+pub fn definition(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(vm) = VmDefinition::parse(text, "web") {
+        assert!(vm.qmp.is_absolute());
+        assert_eq!(vm.incoming_command().is_some(), vm.command.is_some());
+        vm.preallocates();
+    }
+}
+
+/// An agent's configuration.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(config) = AgentConfig::parse(text) {
+        assert!(config.insecure && config.migration.port != 0);
+        for pause in config.announce.pauses() {
+            assert!(pause.as_millis() <= u128::from(config.announce.max));
+        }
+        // Instants cannot be beyond what the clock counts.
+        let _ = std::time::Instant::now() + crate::migration::Limits::of(config.limits.silence);
+    }
+}
+
+/// A handover journal.
+pub fn journal(data: &[u8]) {
+    crate::migration::fuzz_journal(data);
+}
+
+/// What a monitor sends.
+pub fn qmp(data: &[u8]) {
+    crate::vmm::fuzz_qmp(data);
+}
+
+/// A process's memory map.
+pub fn maps(data: &[u8]) {
+    crate::memory::fuzz_maps(&String::from_utf8_lossy(data));
+}
+
+/// An Ethernet frame, in which the XDP program looks for its datagram.
+pub fn locate(data: &[u8]) {
+    let found = locate::datagram(data, PORT);
+    assert_eq!(found, reference(data));
+    if let Some(found) = found {
+        assert!(found.payload_offset <= data.len());
+    }
+}
+
+/// The same in other words, for comparison.
+fn reference(frame: &[u8]) -> Option<Datagram> {
+    let be16 = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    let ip = if be16(12)? == 0x8100 { 18 } else { 14 };
+    let rest = frame.get(ip..)?;
+    let (source, udp) = match be16(ip - 2)? {
+        0x0800 => {
+            let header = rest.get(..20)?;
+            // More fragments, the reserved bit apart: 0x8000 means nothing.
+            let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
+            if header[0] != 0x45 || fragment != 0 || header[9] != 17 {
+                return None;
+            }
+            let address = std::net::Ipv4Addr::new(header[12], header[13], header[14], header[15]);
+            (address.to_ipv6_mapped().octets(), ip + 20)
+        }
+        0x86dd => {
+            let header = rest.get(..8)?;
+            if header[0] & 0xf0 != 0x60 || header[6] != 17 {
+                return None;
+            }
+            (rest.get(8..24)?.try_into().ok()?, ip + 40)
+        }
+        _ => return None,
+    };
+    let header = frame.get(udp..udp + 8)?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    (u16::from_be_bytes([header[2], header[3]]) == PORT).then_some(Datagram {
+        source,
+        payload_offset: udp + 8,
+        payload_len: length.saturating_sub(8),
+    })
+}

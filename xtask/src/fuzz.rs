@@ -1,0 +1,176 @@
+//! `cargo xtask fuzz`: libFuzzer against every parser of what comes from outside.
+//!
+//! The coverage that libFuzzer needs is a pass of every rustc's own LLVM, so the stable compiler does, without
+//! cargo-fuzz; libFuzzer itself is compiled from the sources in `libfuzzer-sys` and needs a C++ compiler.
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{self, cargo};
+
+/// Parsers, one binary each in `fuzz/`.
+pub const TARGETS: [&str; 9] =
+    ["frame", "feedback", "control", "definition", "config", "journal", "qmp", "maps", "locate"];
+/// Executions of each target within `cargo xtask test`.
+pub const BOUNDED: u64 = 200_000;
+/// Longest that one target may take of these, s. The slowest needs less on a slow machine.
+pub const BOUNDED_SECONDS: u64 = 20;
+/// The instrumented build is for this target; naming it keeps build scripts and macros out of it.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// What cargo-fuzz gives to the compiler, without the sanitizer: the targets check their memory themselves.
+const FLAGS: [&str; 6] = [
+    "--cfg fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+];
+
+/// When a target has run enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Executions.
+    pub runs: Option<u64>,
+    /// Time, s.
+    pub seconds: Option<u64>,
+}
+
+/// Runs the targets that `arguments` name, or all.
+pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let (targets, bound) = parse(arguments)?;
+    if let Some(reason) = lacking() {
+        bail!("{reason}");
+    }
+    build()?;
+    let mut failed = Vec::new();
+    for target in targets {
+        println!("== fuzz {target}");
+        if !cargo::status(&mut fuzzer(target, bound))?.success() {
+            failed.push(target);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("failed: {}; the inputs are in {}", failed.join(", "), home().join("artifacts").display());
+    Ok(ExitCode::FAILURE)
+}
+
+/// What the machine lacks for it, if anything.
+pub fn lacking() -> Option<String> {
+    if cargo::output("c++", &["--version"]).is_none() {
+        return Some("fuzzing: no C++ compiler (c++; Debian: g++)".into());
+    }
+    let targets = cargo::output("rustc", &["--print", "target-libdir", "--target", TRIPLE]);
+    if targets.is_none_or(|directory| !PathBuf::from(directory.trim()).exists()) {
+        return Some(format!("fuzzing: the compiler has no standard library for {TRIPLE}"));
+    }
+    None
+}
+
+/// Builds all targets.
+pub fn build() -> Result<()> {
+    cargo::must(
+        cargo()
+            .current_dir(home())
+            .args(["build", "--release", "--quiet", "--bins", "--target", TRIPLE, "--target-dir"])
+            .arg(target_dir())
+            .env("RUSTFLAGS", FLAGS.join(" ")),
+    )
+}
+
+/// A target's process, with the least priority: others may work here too.
+pub fn fuzzer(target: &str, bound: Bound) -> Command {
+    let found = target_dir().join("corpus").join(target);
+    let artifacts = home().join("artifacts").join(target);
+    for directory in [&found, &artifacts] {
+        // If it cannot be made, libFuzzer says so with its name.
+        let _ = std::fs::create_dir_all(directory);
+    }
+    let mut command = Command::new("nice");
+    command
+        .arg(target_dir().join(TRIPLE).join("release").join(target))
+        // The first directory takes what is found; the repository's stays as it is.
+        .arg(&found)
+        .arg(home().join("corpus").join(target))
+        .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0", "-print_funcs=0"]);
+    let words = home().join(format!("{target}.dict"));
+    if words.exists() {
+        command.arg(format!("-dict={}", words.display()));
+    }
+    if let Some(runs) = bound.runs {
+        command.arg(format!("-runs={runs}"));
+    }
+    if let Some(seconds) = bound.seconds {
+        command.arg(format!("-max_total_time={seconds}"));
+    }
+    command
+}
+
+fn home() -> PathBuf {
+    cargo::root().join("fuzz")
+}
+
+fn target_dir() -> PathBuf {
+    cargo::target_dir().join("fuzz")
+}
+
+fn parse(arguments: &[String]) -> Result<(Vec<&'static str>, Bound)> {
+    let mut bound = Bound { runs: None, seconds: None };
+    let mut targets = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut number = || match rest.next().and_then(|text| text.parse::<u64>().ok()) {
+            Some(number) if number > 0 => Ok(number),
+            _ => bail!("{argument} needs a number above 0"),
+        };
+        match argument.as_str() {
+            "--runs" => bound.runs = Some(number()?),
+            "--seconds" => bound.seconds = Some(number()?),
+            name => match TARGETS.iter().find(|target| **target == name) {
+                Some(target) => targets.push(*target),
+                None => bail!("there is no fuzz target {name:?}; there are {}", TARGETS.join(", ")),
+            },
+        }
+    }
+    if targets.is_empty() {
+        targets = TARGETS.to_vec();
+    }
+    if bound == (Bound { runs: None, seconds: None }) {
+        bound.runs = Some(BOUNDED);
+    }
+    Ok((targets, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<(Vec<&'static str>, Bound)> {
+        parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        let (targets, bound) = parsed("qmp frame --runs 7 --seconds 2").unwrap();
+        assert_eq!((targets, bound), (vec!["qmp", "frame"], Bound { runs: Some(7), seconds: Some(2) }));
+        let (targets, bound) = parsed("").unwrap();
+        assert_eq!((targets.len(), bound), (TARGETS.len(), Bound { runs: Some(BOUNDED), seconds: None }));
+        assert!(parsed("frames").unwrap_err().to_string().contains("there are frame"));
+        assert!(parsed("--runs").is_err() && parsed("--runs 0").is_err() && parsed("--seconds x").is_err());
+    }
+
+    #[test]
+    fn every_target_has_its_program_and_its_corpus() {
+        for target in TARGETS {
+            assert!(home().join("fuzz_targets").join(format!("{target}.rs")).exists(), "{target}");
+            assert!(home().join("corpus").join(target).read_dir().unwrap().next().is_some(), "{target}");
+        }
+    }
+}
