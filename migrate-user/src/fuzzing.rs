@@ -15,8 +15,8 @@ use crate::{
     control::{Item, Message, decode},
     datapath::Feedback,
     memory::RamLayout,
-    preflight::{self, Admission, DestinationFacts, HostFacts},
-    vmm::{MachineFacts, VmDefinition},
+    preflight::{self, Admission, Backing, DestinationFacts, HostFacts},
+    vmm::VmDefinition,
 };
 
 pub use frame::frame;
@@ -56,15 +56,18 @@ fn heard(message: &Message) {
             let needed = preflight::needed(&request.populated, layout.backends());
             assert!(needed.iter().sum::<u64>() <= layout.bytes(), "more is needed than there is");
             let (host, admission) = (HostFacts::default(), Admission::default());
+            // This host's own facts are as they are; only what is looked up by the source's is its.
+            let mut machine = request.facts.machine.clone();
+            machine.disks.truncate(4);
             preflight::before_launch(&request.facts, &host, &admission, &needed, true);
             let destination = DestinationFacts {
                 host,
-                machine: MachineFacts { backends: layout.backends().to_vec(), ..MachineFacts::default() },
+                images: request.facts.images_for(&machine.disks),
+                machine,
                 pid: 1,
-                backing: Ok(request.facts.backing.clone()),
+                backing: Ok(vec![Backing::default(); layout.backends().len()]),
                 reserved: false,
                 needed,
-                images: request.facts.images_for(&request.facts.machine.disks),
                 uplinks: Vec::new(),
             };
             let mut findings = preflight::after_launch(&request.facts, &destination, &admission);

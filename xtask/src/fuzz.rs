@@ -99,7 +99,13 @@ pub fn fuzzer(target: &str, bound: Bound) -> Command {
         .arg(&found)
         .arg(home().join("corpus").join(target))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0", "-print_funcs=0"]);
+        .args([
+            "-timeout=10",
+            "-rss_limit_mb=2048",
+            "-print_final_stats=1",
+            "-verbosity=0",
+            "-print_funcs=0",
+        ]);
     let words = home().join(format!("{target}.dict"));
     if words.exists() {
         command.arg(format!("-dict={}", words.display()));

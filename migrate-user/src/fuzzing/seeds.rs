@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
     datapath::LaneLosses,
-    preflight::{Check, Finding, SourceFacts},
+    preflight::{Check, Finding},
 };
 
 type Target = (&'static str, fn(&[u8]), fn() -> Vec<(String, Vec<u8>)>);
@@ -152,20 +152,16 @@ fn feedbacks() -> Vec<(String, Vec<u8>)> {
     vec![("one".into(), one.to_bytes().to_vec())]
 }
 
-/// A `prepare` as an agent sends it.
+/// A `prepare` as an agent sends it, of a guest with 64 MiB.
 pub(crate) fn prepare() -> Prepare {
+    let mut facts = crate::preflight::test_pair().0;
+    facts.machine.backends = vec![crate::memory::Backend { id: "ram".into(), size: 64 << 20 }];
     Prepare {
         session: 7,
         id: "host-a-1".into(),
         control_port: 4790,
         vm: "web".into(),
-        facts: SourceFacts {
-            machine: MachineFacts {
-                backends: vec![crate::memory::Backend { id: "ram".into(), size: 64 << 20 }],
-                ..MachineFacts::default()
-            },
-            ..SourceFacts::default()
-        },
+        facts,
         populated: vec![(0, 3), (5, 32)],
         mtu: 9000,
         single_buffer: false,
@@ -273,7 +269,7 @@ fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target)
 }
 
-/// `XFERRY_WRITE_SEEDS=1 cargo test -p migrate-user seeds` writes them anew.
+/// `XFERRY_WRITE_SEEDS=1 cargo test -p migrate-user seeds_are` writes them anew.
 #[test]
 fn seeds_are_what_the_encoders_make() {
     for (target, _, seeds) in TARGETS {

@@ -49,7 +49,7 @@ const LONGEST_PAUSE: u64 = 3_600_000;
 const MOST_ROUNDS: u32 = 1000;
 
 impl AnnounceSchedule {
-    /// Whether it can be meant. QEMU's own limits are narrower (`migrate_params_check`, migration/options.c).
+    /// Whether it can be meant. QEMU's own limits are no wider (`migrate_params_check`, migration/options.c).
     ///
     /// # Errors
     /// What is too much.

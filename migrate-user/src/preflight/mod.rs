@@ -18,6 +18,8 @@ mod image;
 mod own;
 mod table;
 
+#[cfg(test)]
+pub(crate) use compare::tests::pair as test_pair;
 pub use compare::{
     after_launch, before_launch, clock, needed, not_compared, not_launched, path_lost, path_proved,
     path_unproved,
