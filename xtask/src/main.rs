@@ -20,6 +20,7 @@ cargo xtask TASK
   bench [OPTIONS]  build, then measure xferry beside QEMU's own migration and TCP on the same link
   faults [OPTIONS] build, then migrate a real VM again and again, with one fault in each migration, and count what
                    became of it (--runs N, --seed S, --json FILE, --markdown FILE)
+  wire [OPTIONS]   build, then measure migrations over a migration network that loses frames (--wire FAULTS …)
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";
@@ -50,6 +51,7 @@ fn run() -> Result<ExitCode> {
         "demo" => return demo::run(&rest),
         "bench" => return demo::bench(&rest),
         "faults" => return demo::faults(&rest),
+        "wire" => return demo::wire(&rest),
         "clean" => return demo::run(&["--clean".to_owned()]),
         "load" => return demo::load(&rest),
         "test" => return test::run(&rest),

@@ -13,7 +13,7 @@ use std::{
 use super::{Agent, announcing, ram::RamFiles};
 use crate::{
     control::{Prepare, Prepared},
-    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
+    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
     memory::{Access, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents},
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Session, Unprepared,
@@ -24,10 +24,12 @@ use crate::{
     vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
 
-/// Without a new frame for this long, the missing ones of a round are taken for lost.
+/// Without a new frame for this long, the missing ones of a round are taken for lost. Longer where frames take longer.
 const QUIET: Duration = Duration::from_millis(20);
 /// The same while the VM is stopped: what is lost is sent again at once, so patience costs more than it saves.
 const QUIET_LAST: Duration = Duration::from_millis(10);
+/// The same once every lane's last frame is here: nothing is on its way any more but what was overtaken.
+const QUIET_BEHIND: Duration = Duration::from_millis(2);
 /// Longest wait for probe frames.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
 
@@ -147,6 +149,7 @@ impl IncomingHost {
             hash: request.verify.is_some(),
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
+            queues: port.lanes() as u32,
         });
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
@@ -395,18 +398,21 @@ impl DestinationHost for IncomingHost {
         epoch: u32,
         frames: &[u32],
         last: bool,
+        transit: Duration,
     ) -> Result<Vec<LaneLosses>, MigrationError> {
         let inbound = Arc::clone(self.inbound()?);
-        let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
-        tokio::task::block_in_place(|| {
-            wait_for_frames(&inbound, expected, if last { QUIET_LAST } else { QUIET })
-        });
+        let quiet = if last { QUIET_LAST } else { QUIET };
+        tokio::task::block_in_place(|| wait_for_frames(&inbound, frames, quiet, transit));
         let received = self.agent.port.close_epoch(inbound.session(), epoch).await;
         inbound.reset_arrived();
         if let Some(failure) = inbound.take_failure() {
             return Err(failure.into());
         }
         Ok(losses(frames, &received))
+    }
+
+    fn figures(&self) -> Vec<QueueFigures> {
+        self.inbound.as_ref().map(|inbound| inbound.figures()).unwrap_or_default()
     }
 
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
@@ -496,8 +502,11 @@ fn unprepared() -> MigrationError {
     MigrationError::Host("no migration was prepared".into())
 }
 
-/// Waits until `expected` frames have come, or none has come for `quiet`.
-fn wait_for_frames(inbound: &Inbound, expected: u64, quiet: Duration) {
+/// Waits until all `frames` have come, or none has come for `quiet`, or for as long as frames may be on their way:
+/// the word that they were sent comes by another network, which may be faster.
+fn wait_for_frames(inbound: &Inbound, frames: &[u32], quiet: Duration, transit: Duration) {
+    let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
+    let (quiet, behind) = (quiet.max(transit * 2), QUIET_BEHIND.max(transit / 4));
     let mut arrived = inbound.arrived();
     let mut since = Instant::now();
     while arrived < expected {
@@ -506,7 +515,7 @@ fn wait_for_frames(inbound: &Inbound, expected: u64, quiet: Duration) {
         if now != arrived {
             arrived = now;
             since = Instant::now();
-        } else if since.elapsed() > quiet {
+        } else if since.elapsed() > if inbound.ends_seen(frames) { behind } else { quiet } {
             return;
         }
     }
