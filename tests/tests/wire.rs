@@ -119,6 +119,27 @@ fn check_counters(report: &Report, wire: Tally, column: &str, loss: f64) {
 }
 
 #[test]
+fn two_queues_are_counted_apart() {
+    if skipped("two_queues_are_counted_apart", GuestKind::Bare) {
+        return;
+    }
+    let faults = Faults { loss: 0.01, duplicate: 0.02, ..Faults::default() };
+    let lab = LabConfig { wire: Some(WireConfig::both(faults)), queues: 2, ..LabConfig::for_test() };
+    let scenario = Scenario::started(lab, bare(Workload { mib: 48, rate: 2000 }).unwrap()).unwrap();
+    let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+    let count = |path: &str| report.count(path).unwrap();
+    for lane in 0..2 {
+        let sent = count(&format!("/stream/lanes/{lane}/sent"));
+        assert!(count(&format!("/stream/lanes/{lane}/lost")) > 0 && sent > 1000, "{:#}", report.0);
+    }
+    let queues = report.get("/stream/queues").unwrap().as_array().unwrap();
+    assert_eq!((queues.len(), sum(&report, "lanes", "stalls")), (2, 0), "{:#}", report.0);
+    // The text for people says the same.
+    let text = scenario.lab.a.xferry(&["report"], END_LIMIT).unwrap().stdout;
+    assert!(text.contains("lane 1 ") && text.contains("queue 1 "), "{text}");
+}
+
+#[test]
 fn slow_wire_with_a_short_queue() {
     if skipped("slow_wire_with_a_short_queue", GuestKind::Bare) {
         return;

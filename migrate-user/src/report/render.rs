@@ -171,7 +171,12 @@ mod tests {
         assert!(!closing(&report).contains("frames"));
         let queue = |queue, corrupt| QueueFigures { queue, corrupt, ..QueueFigures::default() };
         let lost = LaneLosses { lane: 1, missing: vec![(2, 5)] };
-        report.stream.add_round(&[10, 20], &[0, 1], &[lost.clone()], vec![queue(0, 1), queue(1, 2)]);
+        report.stream.add_round(
+            &[10, 20],
+            &[0, 1],
+            std::slice::from_ref(&lost),
+            vec![queue(0, 1), queue(1, 2)],
+        );
         report.stream.add_round(&[1, 2], &[0, 0], &[lost], vec![queue(0, 1), queue(1, 4)]);
         let text = closing(&report);
         assert!(

@@ -64,6 +64,8 @@ struct Figures {
     lost: f64,
     /// Number of rounds.
     rounds: f64,
+    /// Times the receiver was silent for too long.
+    stalls: f64,
 }
 
 /// Runs the measurement.
@@ -101,8 +103,16 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     println!(
-        "{:<24} {:>14} {:>6} {:>14} {:>8} {:>8} {:>8} {:>8}",
-        "wire", "pre-copy MiB/s", "ratio", "round 0 MiB/s", "total ms", "blackout", "lost", "rounds"
+        "{:<24} {:>14} {:>6} {:>14} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "wire",
+        "pre-copy MiB/s",
+        "ratio",
+        "round 0 MiB/s",
+        "total ms",
+        "blackout",
+        "lost",
+        "rounds",
+        "stalls"
     );
     let mut best = None;
     for (index, rows) in &figures {
@@ -110,7 +120,7 @@ fn run(args: &Args) -> Result<()> {
         let pre_copy = median(|row| row.pre_copy);
         let best = *best.get_or_insert(pre_copy);
         println!(
-            "{:<24} {:>14.0} {:>6.2} {:>14.0} {:>8.0} {:>8.1} {:>8.0} {:>8.0}",
+            "{:<24} {:>14.0} {:>6.2} {:>14.0} {:>8.0} {:>8.1} {:>8.0} {:>8.0} {:>8.0}",
             args.wire[*index],
             pre_copy,
             pre_copy / best,
@@ -119,6 +129,7 @@ fn run(args: &Args) -> Result<()> {
             median(|row| row.blackout),
             median(|row| row.lost),
             median(|row| row.rounds),
+            median(|row| row.stalls),
         );
     }
     Ok(())
@@ -147,6 +158,8 @@ fn read(report: &Report) -> Result<Figures> {
         rounds.iter().enumerate().filter(|(index, _)| last(*index) != Some(true)).map(|(_, r)| r).collect();
     let rate = |bytes: u64, ms: f64| bytes as f64 / MIB / (ms / 1e3);
     let first = running.first().context("a report without rounds")?;
+    let lanes = report.get("/stream/lanes").and_then(serde_json::Value::as_array);
+    let stalls = lanes.map(|lanes| lanes.iter().filter_map(|lane| lane["stalls"].as_f64()).sum());
     Ok(Figures {
         pre_copy: rate(
             running.iter().map(|round| round.bytes).sum(),
@@ -157,6 +170,7 @@ fn read(report: &Report) -> Result<Figures> {
         blackout: report.milliseconds("/downtime").context("a report without downtime")?,
         lost: rounds.iter().map(|round| round.lost_frames).sum::<u64>() as f64,
         rounds: rounds.len() as f64,
+        stalls: stalls.unwrap_or(f64::NAN),
     })
 }
 
