@@ -4,6 +4,7 @@
 //! * [`lab`] builds and removes the namespaces and everything that runs in them.
 //! * [`guest`] provides the guests, which dirty and verify their own memory all the time.
 //! * [`probe`] measures what the VM's users would notice: pings, a TCP stream, RARP, the switch's FDB.
+//! * [`wire`] is a migration network that loses, reorders, repeats, corrupts and delays.
 //! * [`bench`] is the program `bench`: xferry beside its peers on the same link.
 //! * [`scenario`] is a VM in a lab, ready to be migrated, and what must hold whatever happens to it.
 //! * [`faults`] is the program `faults`: one fault in each of many migrations, and what became of the VM.
@@ -20,3 +21,4 @@ pub mod guest;
 pub mod lab;
 pub mod probe;
 pub mod scenario;
+pub mod wire;

@@ -25,6 +25,11 @@ pub fn faults(arguments: &[String]) -> Result<ExitCode> {
     run_built("faults", arguments.iter().map(String::as_str).collect())
 }
 
+/// The bad wire's measurement, with its own options.
+pub fn wire(arguments: &[String]) -> Result<ExitCode> {
+    run_built("wire", arguments.iter().map(String::as_str).collect())
+}
+
 /// The XDP program alone.
 pub fn load(arguments: &[String]) -> Result<ExitCode> {
     let mut all = vec!["load"];

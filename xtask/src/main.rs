@@ -25,6 +25,7 @@ cargo xtask TASK
   fuzz [TARGET…]   fuzz the parsers of what comes from outside, all or those named (--runs N, --seconds S for each;
                    without either as long as `test` does)
   miri [FILTER]    the tests of modules without system calls under Miri (nightly with miri and rust-src)
+  wire [OPTIONS]   build, then measure migrations over a migration network that loses frames (--wire FAULTS …)
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";
@@ -57,6 +58,7 @@ fn run() -> Result<ExitCode> {
         "faults" => return demo::faults(&rest),
         "fuzz" => return fuzz::run(&rest),
         "miri" => return miri::run(&rest),
+        "wire" => return demo::wire(&rest),
         "clean" => return demo::run(&["--clean".to_owned()]),
         "load" => return demo::load(&rest),
         "test" => return test::run(&rest),

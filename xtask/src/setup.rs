@@ -23,6 +23,7 @@ pub fn run() -> Result<()> {
             ("fsfreeze", "util-linux"),
             ("mount", "mount"),
             ("mkfs.ext4", "e2fsprogs"),
+            ("ethtool", "ethtool"),
             ("cc", "gcc"),
         ],
     );

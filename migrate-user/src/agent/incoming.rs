@@ -15,7 +15,7 @@ use migrate_common::PAGE_SIZE;
 use super::{Agent, announcing, ram::RamFiles};
 use crate::{
     control::{Prepare, Prepared},
-    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
+    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
     memory::{
         Access, Backend, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents,
     },
@@ -28,10 +28,12 @@ use crate::{
     vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
 
-/// Without a new frame for this long, the missing ones of a round are taken for lost.
+/// Without a new frame for this long, the missing ones of a round are taken for lost. Longer where frames take longer.
 const QUIET: Duration = Duration::from_millis(20);
 /// The same while the VM is stopped: what is lost is sent again at once, so patience costs more than it saves.
 const QUIET_LAST: Duration = Duration::from_millis(10);
+/// The same once every lane's last frame is here: nothing is on its way any more but what was overtaken.
+const QUIET_BEHIND: Duration = Duration::from_millis(2);
 /// Longest wait for probe frames.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
 
@@ -152,6 +154,7 @@ impl IncomingHost {
             hash: request.verify.is_some(),
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
+            queues: port.lanes() as u32,
         });
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
@@ -396,10 +399,16 @@ impl DestinationHost for IncomingHost {
 
     async fn probes(&mut self, sent: u32) -> u64 {
         let Ok(inbound) = self.inbound() else { return 0 };
-        let deadline = Instant::now() + PROBE_WAIT;
+        let begun = Instant::now();
+        let mut last = (0, begun);
         loop {
             let came = inbound.counters().probes.load(Ordering::Relaxed);
-            if came >= u64::from(sent) || Instant::now() > deadline {
+            if came != last.0 {
+                last = (came, Instant::now());
+            }
+            // One is proof enough, and the others are lost when they do not follow it.
+            let limit = if came > 0 { QUIET } else { PROBE_WAIT };
+            if came >= u64::from(sent) || last.1.elapsed() > limit {
                 inbound.counters().probes.store(0, Ordering::Relaxed);
                 return came;
             }
@@ -412,6 +421,7 @@ impl DestinationHost for IncomingHost {
         epoch: u32,
         frames: &[u32],
         last: bool,
+        transit: Duration,
     ) -> Result<Vec<LaneLosses>, MigrationError> {
         let inbound = Arc::clone(self.inbound()?);
         if !inbound.can_be(frames) {
@@ -420,16 +430,18 @@ impl DestinationHost for IncomingHost {
                 inbound.layout().pages()
             )));
         }
-        let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
-        tokio::task::block_in_place(|| {
-            wait_for_frames(&inbound, expected, if last { QUIET_LAST } else { QUIET })
-        });
+        let quiet = if last { QUIET_LAST } else { QUIET };
+        tokio::task::block_in_place(|| wait_for_frames(&inbound, frames, quiet, transit));
         let received = self.agent.port.close_epoch(inbound.session(), epoch).await;
         inbound.reset_arrived();
         if let Some(failure) = inbound.take_failure() {
             return Err(failure.into());
         }
         Ok(losses(frames, &received))
+    }
+
+    fn figures(&self) -> Vec<QueueFigures> {
+        self.inbound.as_ref().map(|inbound| inbound.figures()).unwrap_or_default()
     }
 
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
@@ -519,8 +531,11 @@ fn unprepared() -> MigrationError {
     MigrationError::Host("no migration was prepared".into())
 }
 
-/// Waits until `expected` frames have come, or none has come for `quiet`.
-fn wait_for_frames(inbound: &Inbound, expected: u64, quiet: Duration) {
+/// Waits until all `frames` have come, or none has come for `quiet`, or for as long as frames may be on their way:
+/// the word that they were sent comes by another network, which may be faster.
+fn wait_for_frames(inbound: &Inbound, frames: &[u32], quiet: Duration, transit: Duration) {
+    let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
+    let (quiet, behind) = (quiet.max(transit * 2), QUIET_BEHIND.max(transit / 4));
     let mut arrived = inbound.arrived();
     let mut since = Instant::now();
     while arrived < expected {
@@ -529,7 +544,7 @@ fn wait_for_frames(inbound: &Inbound, expected: u64, quiet: Duration) {
         if now != arrived {
             arrived = now;
             since = Instant::now();
-        } else if since.elapsed() > quiet {
+        } else if since.elapsed() > if inbound.ends_seen(frames) { behind } else { quiet } {
             return;
         }
     }

@@ -587,6 +587,8 @@ impl PageStream for OutgoingStream {
             data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
             zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
             wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
+            stalls: self.rounds.iter().map(|round| round.stalls).collect(),
+            transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
         })
     }
 
@@ -596,11 +598,7 @@ impl PageStream for OutgoingStream {
             let mut lost = 0;
             for losses in losses.iter().filter(|losses| usize::from(losses.lane) == index) {
                 round.lost_pages(losses, pages, &mut again);
-                lost += losses
-                    .missing
-                    .iter()
-                    .map(|(start, end)| u64::from(end.saturating_sub(*start)))
-                    .sum::<u64>();
+                lost += losses.frames();
             }
             lane.on_round(lost);
         }

@@ -1,6 +1,6 @@
 //! The migration NIC as the agent owns it: XDP program, sockets, receive workers, send queues.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use super::{
     worker::{Command, Worker},
 };
 use crate::{
-    datapath::{FrameLayout, FrameSet, FrameSink, Inbound, XskSink},
+    datapath::{FrameLayout, FrameSet, FrameSink, Inbound, QueueFigures, XskSink},
     migration::MigrationError,
     network::{AttachMode, Bouncer, DropCount, NetworkError, Nic},
     preflight::NicFacts,
@@ -36,6 +36,18 @@ pub struct Port {
     workers: Vec<Worker>,
     sockets: Vec<Socket>,
     senders: Arc<Mutex<Vec<TxQueue>>>,
+    /// Those that are being received, and some that were.
+    inbounds: Mutex<Vec<Weak<Inbound>>>,
+}
+
+/// A migration that is being received, for status.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionStatus {
+    /// Its number.
+    pub session: u64,
+    /// What came to each queue so far.
+    pub queues: Vec<QueueFigures>,
 }
 
 /// State of the NIC, for status.
@@ -60,6 +72,10 @@ pub struct PortStatus {
     pub drops: Vec<DropCount>,
     /// Frames that reached userspace and were not whole.
     pub corrupt: u64,
+    /// The same by queue.
+    pub corrupt_by_queue: Vec<u64>,
+    /// Migrations that are being received.
+    pub sessions: Vec<SessionStatus>,
     /// Frames the kernel dropped for lack of buffers, all queues.
     pub no_buffer: u64,
 }
@@ -118,6 +134,7 @@ impl Port {
             workers,
             sockets,
             senders: Arc::new(Mutex::new(senders)),
+            inbounds: Mutex::default(),
             nic,
         })
     }
@@ -207,6 +224,7 @@ impl Port {
         for worker in &self.workers {
             worker.tell(Command::Open(Arc::clone(inbound)));
         }
+        lock(&self.inbounds).push(Arc::downgrade(inbound));
         lock(&self.bouncer).admit(inbound.session(), peer)
     }
 
@@ -264,6 +282,13 @@ impl Port {
         self.sockets.len()
     }
 
+    fn sessions(&self) -> Vec<SessionStatus> {
+        let mut inbounds = lock(&self.inbounds);
+        inbounds.retain(|inbound| inbound.strong_count() > 0);
+        let live = inbounds.iter().filter_map(Weak::upgrade);
+        live.map(|inbound| SessionStatus { session: inbound.session(), queues: inbound.figures() }).collect()
+    }
+
     /// State for the operator.
     pub fn status(&self) -> PortStatus {
         let statistics: Vec<Statistics> =
@@ -278,6 +303,8 @@ impl Port {
             queues: self.sockets.len(),
             drops: lock(&self.bouncer).drops(),
             corrupt: self.workers.iter().map(Worker::corrupt).sum(),
+            corrupt_by_queue: self.workers.iter().map(Worker::corrupt).collect(),
+            sessions: self.sessions(),
             no_buffer: statistics.iter().map(|s| s.rx_ring_full + s.rx_fill_ring_empty + s.rx_dropped).sum(),
         }
     }

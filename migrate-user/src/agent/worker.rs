@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
 use crate::{
-    datapath::{FrameSet, Inbound, SessionReceiver, checked_frame},
+    datapath::{FrameSet, Inbound, SessionReceiver, checked_frame, claimed_session},
     xsk::RxQueue,
 };
 
@@ -24,6 +24,8 @@ const BUDGET: usize = 64;
 const SPIN: Duration = Duration::from_micros(30);
 /// Longest sleep, ms.
 const SLEEP_MS: i64 = 1000;
+/// The same while a sender may wait for feedback that was lost.
+const REPEAT_MS: i64 = 10;
 
 /// What a worker can be told.
 pub(super) enum Command {
@@ -53,6 +55,7 @@ impl Worker {
         let corrupt = Arc::new(AtomicU64::new(0));
         let mut run = Run {
             rx,
+            queue,
             port,
             inbox,
             wake: Arc::clone(&wake),
@@ -90,6 +93,7 @@ impl Drop for Worker {
 
 struct Run {
     rx: RxQueue,
+    queue: u32,
     port: u16,
     inbox: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
@@ -103,7 +107,7 @@ impl Run {
         loop {
             while let Ok(command) = self.inbox.try_recv() {
                 match command {
-                    Command::Open(inbound) => self.sessions.push(SessionReceiver::new(inbound)),
+                    Command::Open(inbound) => self.sessions.push(SessionReceiver::new(inbound, self.queue)),
                     Command::Close(session, epoch, reply) => {
                         let found =
                             self.sessions.iter_mut().find(|other| other.inbound().session() == session);
@@ -127,13 +131,20 @@ impl Run {
                 std::hint::spin_loop();
                 continue;
             }
-            if let Err(error) = self.rx.wait(&self.wake, SLEEP_MS) {
+            let repeat = self.sessions.iter().any(SessionReceiver::may_repeat);
+            let asleep = Instant::now();
+            if let Err(error) = self.rx.wait(&self.wake, if repeat { REPEAT_MS } else { SLEEP_MS }) {
                 tracing::error!(%error, "a receive queue cannot be waited for");
                 std::thread::sleep(Duration::from_millis(10));
             }
             let mut counter = [0; 8];
             // Nothing to read when it was a frame that woke us.
             let _ = rustix::io::read(&self.wake, &mut counter);
+            if repeat && asleep.elapsed() >= Duration::from_millis(REPEAT_MS as u64) {
+                self.sessions.iter_mut().for_each(|session| {
+                    session.repeat_feedback();
+                });
+            }
         }
     }
 
@@ -149,6 +160,12 @@ impl Run {
             }
             Err(_) => {
                 corrupt.fetch_add(1, Ordering::Relaxed);
+                let session = claimed_session(&packet, *port);
+                if let Some(receiver) =
+                    sessions.iter().find(|other| Some(other.inbound().session()) == session)
+                {
+                    receiver.corrupt();
+                }
             }
         })
     }

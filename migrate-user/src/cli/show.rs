@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::Value;
 use xferry::{
     agent::{CancelAnswer, Progress, Unsettled},
+    datapath::QueueFigures,
     report::{self, Report},
 };
 
@@ -44,6 +45,18 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         "  frames dropped by the XDP program: {dropped}; corrupt {}; without buffer {}",
         port["corrupt"], port["no-buffer"]
     );
+    for session in port["sessions"].as_array().into_iter().flatten() {
+        let queues: Vec<QueueFigures> = serde_json::from_value(session["queues"].clone()).unwrap_or_default();
+        for queue in queues {
+            println!(
+                "  session {} queue {}: {} frames placed, {}",
+                session["session"],
+                queue.queue,
+                queue.frames,
+                report::queue_line(&queue)
+            );
+        }
+    }
     let reports =
         |name: &str| -> Vec<Report> { serde_json::from_value(status[name].clone()).unwrap_or_default() };
     for report in reports("leaving") {

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::LaneLosses,
+    datapath::{LaneLosses, QueueFigures},
     memory::Digest,
     network::Mac,
     preflight::{Finding, SourceFacts, wall_clock},
 };
 
 /// Version of the control protocol. Agents with different ones refuse each other.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// How a migration is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -151,6 +151,8 @@ pub enum Message {
         frames: Vec<u32>,
         /// Whether the VM is stopped and nothing may be waited for longer than needed.
         last: bool,
+        /// How long frames and the word of them took there and back, at most of late, µs.
+        transit_us: u64,
     },
     /// Destination: the epoch is closed.
     RoundClosed {
@@ -158,6 +160,8 @@ pub enum Message {
         epoch: u32,
         /// What is missing.
         losses: Vec<LaneLosses>,
+        /// What came to each queue since the stream was opened.
+        queues: Vec<QueueFigures>,
     },
     /// Source: the device state is complete.
     StateEnd {

@@ -73,6 +73,26 @@ impl FrameSet {
     }
 }
 
+/// What the frames of one migration were that came to one queue, up to now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueueFigures {
+    /// The NIC's queue at the destination.
+    pub queue: u32,
+    /// Frames placed.
+    pub frames: u64,
+    /// Placed although later ones had come before them.
+    pub reordered: u64,
+    /// Frames that had come already.
+    pub duplicates: u64,
+    /// Frames that had changed on the way.
+    pub corrupt: u64,
+    /// Frames of an epoch that was closed: they came after they had been taken for lost.
+    pub stale: u64,
+    /// Frames whose content makes no sense for this guest.
+    pub malformed: u64,
+}
+
 /// The frames of one lane that did not arrive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneLosses {
@@ -80,6 +100,13 @@ pub struct LaneLosses {
     pub lane: u16,
     /// Missing frame numbers as ranges `start..end`, ascending.
     pub missing: Vec<(u32, u32)>,
+}
+
+impl LaneLosses {
+    /// How many frames that are.
+    pub fn frames(&self) -> u64 {
+        self.missing.iter().map(|(start, end)| u64::from(end.saturating_sub(*start))).sum()
+    }
 }
 
 /// What is missing of an epoch, given the frames each lane sent and those that arrived.

@@ -4,7 +4,7 @@
 use std::{io, net::UdpSocket, time::Duration};
 
 /// Length of a datagram, bytes.
-pub const FEEDBACK_LEN: usize = 24;
+pub const FEEDBACK_LEN: usize = 28;
 
 const MAGIC: [u8; 4] = *b"XFBK";
 
@@ -19,10 +19,12 @@ pub struct Feedback {
     pub lane: u16,
     /// One past the highest frame number seen.
     pub seen: u32,
+    /// Frames that came; the rest of `seen` is lost or late.
+    pub received: u32,
 }
 
 impl Feedback {
-    /// The datagram: magic, lane, 2 zero bytes, session, epoch, seen; little-endian.
+    /// The datagram: magic, lane, 2 zero bytes, session, epoch, seen, received; little-endian.
     pub fn to_bytes(&self) -> [u8; FEEDBACK_LEN] {
         let mut out = [0; FEEDBACK_LEN];
         out[0..4].copy_from_slice(&MAGIC);
@@ -30,6 +32,7 @@ impl Feedback {
         out[8..16].copy_from_slice(&self.session.to_le_bytes());
         out[16..20].copy_from_slice(&self.epoch.to_le_bytes());
         out[20..24].copy_from_slice(&self.seen.to_le_bytes());
+        out[24..28].copy_from_slice(&self.received.to_le_bytes());
         out
     }
 
@@ -45,6 +48,7 @@ impl Feedback {
             epoch: le32(16),
             lane: u16::from_le_bytes([bytes[4], bytes[5]]),
             seen: le32(20),
+            received: le32(24),
         })
     }
 }
@@ -99,7 +103,7 @@ mod tests {
 
     #[test]
     fn survives_the_wire_and_refuses_strangers() {
-        let feedback = Feedback { session: 0x0123_4567_89ab_cdef, epoch: 7, lane: 3, seen: 99 };
+        let feedback = Feedback { session: 0x0123_4567_89ab_cdef, epoch: 7, lane: 3, seen: 99, received: 98 };
         let bytes = feedback.to_bytes();
         assert_eq!(Feedback::parse(&bytes), Some(feedback));
         assert_eq!(Feedback::parse(&bytes[1..]), None);

@@ -9,6 +9,9 @@ use migrate_common::{
 
 use crate::xsk::Packet;
 
+/// Where the header has the session, bytes.
+const SESSION_OFFSET: usize = 8;
+
 /// One end of the migration network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -172,6 +175,14 @@ pub fn checked_frame<'a>(packet: &Packet<'a>, port: u16) -> Result<CheckedFrame<
         flat = rest;
     }
     Ok(CheckedFrame { header, descriptors, pieces, payload_at: start + HEADER_LEN + count * DESCRIPTOR_LEN })
+}
+
+/// The migration that a frame which does not hold says it belongs to.
+pub fn claimed_session(packet: &Packet<'_>, port: u16) -> Option<u64> {
+    let first = *packet.pieces().first()?;
+    let start = datagram(first, port)?.payload_offset;
+    let bytes = first.get(start + SESSION_OFFSET..start + SESSION_OFFSET + 8)?;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
 impl<'a> CheckedFrame<'a> {

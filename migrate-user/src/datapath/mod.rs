@@ -21,9 +21,9 @@ mod sink;
 mod stream_tests;
 mod window;
 
-pub use accounting::{FrameSet, LaneLosses, losses};
+pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
 pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackTx};
-pub use frame::{Endpoint, FrameError, FramePath, checked_frame, write_frame};
+pub use frame::{Endpoint, FrameError, FramePath, checked_frame, claimed_session, write_frame};
 pub use layout::{FrameLayout, LayoutError};
 pub use pacing::Pacer;
 pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use migrate_common::{
@@ -11,7 +11,7 @@ use migrate_common::{
 };
 
 use super::{
-    accounting::FrameSet,
+    accounting::{FrameSet, QueueFigures},
     feedback::{Feedback, FeedbackTx},
     frame::CheckedFrame,
     layout::FrameLayout,
@@ -20,6 +20,8 @@ use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK
 
 /// Most sender threads one migration may have.
 const MAX_LANES: u16 = 64;
+/// How often the last feedback is said again while nothing comes.
+const REPEATS: u32 = 3;
 
 /// What a receiving migration consists of.
 pub struct InboundSpec {
@@ -39,6 +41,8 @@ pub struct InboundSpec {
     pub feedback: Box<dyn FeedbackTx>,
     /// Frames after which feedback is sent also while more are waiting.
     pub feedback_every: u32,
+    /// Queues of the NIC, each with a receive worker.
+    pub queues: u32,
 }
 
 /// Counted over all receive workers of one migration.
@@ -48,14 +52,28 @@ pub struct InboundCounters {
     pub frames: AtomicU64,
     /// Bytes of guest memory placed, zero runs not counted.
     pub bytes: AtomicU64,
-    /// Frames seen twice.
-    pub duplicates: AtomicU64,
-    /// Frames of an epoch that is closed or not yet open.
-    pub stale: AtomicU64,
-    /// Frames whose content makes no sense for this guest.
-    pub malformed: AtomicU64,
     /// Probe frames.
     pub probes: AtomicU64,
+}
+
+/// [`QueueFigures`] as they grow.
+#[derive(Debug, Default)]
+struct QueueCounters {
+    frames: AtomicU64,
+    reordered: AtomicU64,
+    duplicates: AtomicU64,
+    corrupt: AtomicU64,
+    stale: AtomicU64,
+    malformed: AtomicU64,
+}
+
+/// What came of a lane in the open epoch, over all workers.
+#[derive(Debug, Default)]
+struct LaneArrivals {
+    /// Frames; duplicates across workers count.
+    received: AtomicU32,
+    /// One past the highest number.
+    end: AtomicU32,
 }
 
 /// A receiving migration, shared by all receive workers.
@@ -63,8 +81,9 @@ pub struct Inbound {
     spec: InboundSpec,
     hashes: Option<PageHashes>,
     counters: InboundCounters,
-    /// Frames of the open epoch that arrived, all workers together; a hint, duplicates across workers count.
-    arrived: AtomicU64,
+    queues: Vec<QueueCounters>,
+    /// By lane.
+    arrivals: [LaneArrivals; MAX_LANES as usize],
     failure: Mutex<Option<MemoryError>>,
     /// Set when nothing more is to be placed or reserved.
     closed: AtomicBool,
@@ -78,7 +97,8 @@ impl Inbound {
         Arc::new(Self {
             hashes: spec.hash.then(|| PageHashes::zeroed(pages)),
             counters: InboundCounters::default(),
-            arrived: AtomicU64::new(0),
+            queues: (0..spec.queues.max(1)).map(|_| QueueCounters::default()).collect(),
+            arrivals: std::array::from_fn(|_| LaneArrivals::default()),
             failure: Mutex::new(None),
             closed: AtomicBool::new(false),
             // Every page in frames of its own, and as many frames of zero runs.
@@ -118,14 +138,38 @@ impl Inbound {
         &self.counters
     }
 
-    /// Frames of the open epoch that arrived so far.
+    /// What came to each queue so far.
+    pub fn figures(&self) -> Vec<QueueFigures> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let queues = self.queues.iter().zip(0..);
+        let figures = queues.map(|(counters, queue)| QueueFigures {
+            queue,
+            frames: read(&counters.frames),
+            reordered: read(&counters.reordered),
+            duplicates: read(&counters.duplicates),
+            corrupt: read(&counters.corrupt),
+            stale: read(&counters.stale),
+            malformed: read(&counters.malformed),
+        });
+        figures.collect()
+    }
+
+    /// Frames of the open epoch that arrived so far; a hint.
     pub fn arrived(&self) -> u64 {
-        self.arrived.load(Ordering::Acquire)
+        self.arrivals.iter().map(|lane| u64::from(lane.received.load(Ordering::Acquire))).sum()
+    }
+
+    /// Whether the last of `frames` of every lane has come: what is missing then is lost or was overtaken.
+    pub fn ends_seen(&self, frames: &[u32]) -> bool {
+        self.arrivals.iter().zip(frames).all(|(lane, &frames)| lane.end.load(Ordering::Acquire) >= frames)
     }
 
     /// Begins counting a new epoch. Call after all workers closed the old one.
     pub fn reset_arrived(&self) {
-        self.arrived.store(0, Ordering::Release);
+        for lane in &self.arrivals {
+            lane.received.store(0, Ordering::Release);
+            lane.end.store(0, Ordering::Release);
+        }
     }
 
     /// The first failure to place a page, if any; takes it out.
@@ -192,6 +236,12 @@ impl Inbound {
         }
     }
 
+    fn tell(&self, epoch: u32, lane: usize, seen: u32) {
+        let received = self.arrivals[lane].received.load(Ordering::Relaxed);
+        let session = self.spec.session;
+        self.spec.feedback.send(Feedback { session, epoch, lane: lane as u16, seen, received });
+    }
+
     fn mark(&self, page: u64) {
         if let Some(hashes) = &self.hashes {
             hashes.mark_stale(page);
@@ -210,20 +260,29 @@ struct LaneProgress {
     received: FrameSet,
     /// What the last feedback said.
     told: u32,
+    /// How often it may yet be said again.
+    repeats: u32,
 }
 
 /// One receive worker's part of a migration. Lives on the worker's thread: when [`close`](Self::close) returns, no
 /// frame of that epoch is being placed here, nor ever will be.
 pub struct SessionReceiver {
     inbound: Arc<Inbound>,
+    queue: usize,
     open: u32,
     lanes: Vec<LaneProgress>,
 }
 
 impl SessionReceiver {
-    /// Begins with epoch 1 open.
-    pub fn new(inbound: Arc<Inbound>) -> Self {
-        Self { inbound, open: 1, lanes: Vec::new() }
+    /// Begins with epoch 1 open, for a queue of the NIC.
+    pub fn new(inbound: Arc<Inbound>, queue: u32) -> Self {
+        let queue = (queue as usize).min(inbound.queues.len() - 1);
+        Self { inbound, queue, open: 1, lanes: Vec::new() }
+    }
+
+    /// Counts a frame of this migration that had changed on the way.
+    pub fn corrupt(&self) {
+        self.inbound.queues[self.queue].corrupt.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The migration.
@@ -234,12 +293,12 @@ impl SessionReceiver {
     /// Places a frame's pages, or counts why not.
     pub fn handle(&mut self, frame: &CheckedFrame<'_>) {
         let header = frame.header;
-        let counters = &self.inbound.counters;
+        let counters = &self.inbound.queues[self.queue];
         let count = |counter: &AtomicU64| {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         if header.kind == FrameKind::Probe {
-            return count(&counters.probes);
+            return count(&self.inbound.counters.probes);
         }
         if header.epoch != self.open {
             return count(&counters.stale);
@@ -254,8 +313,13 @@ impl SessionReceiver {
         if lane >= self.lanes.len() {
             self.lanes.resize_with(lane + 1, LaneProgress::default);
         }
-        if !self.lanes[lane].received.insert(header.sequence) {
+        let received = &mut self.lanes[lane].received;
+        let overtaken = header.sequence < received.end();
+        if !received.insert(header.sequence) {
             return count(&counters.duplicates);
+        }
+        if overtaken {
+            count(&counters.reordered);
         }
         let mut at = 0;
         for placement in placements {
@@ -271,11 +335,13 @@ impl SessionReceiver {
                 Placement::Zero { page, pages } => self.inbound.clear(page, pages),
             }
         }
-        let counters = &self.inbound.counters;
-        counters.frames.fetch_add(1, Ordering::Relaxed);
-        counters.bytes.fetch_add(at as u64, Ordering::Relaxed);
+        count(&counters.frames);
+        self.inbound.counters.frames.fetch_add(1, Ordering::Relaxed);
+        self.inbound.counters.bytes.fetch_add(at as u64, Ordering::Relaxed);
         // Release: whoever sees the count sees the pages.
-        self.inbound.arrived.fetch_add(1, Ordering::Release);
+        let arrivals = &self.inbound.arrivals[lane];
+        arrivals.end.fetch_max(header.sequence + 1, Ordering::Release);
+        arrivals.received.fetch_add(1, Ordering::Release);
     }
 
     /// All descriptors with their bounds checked, or `None`: a frame is placed whole or not at all.
@@ -316,14 +382,25 @@ impl SessionReceiver {
             let news = seen - progress.told;
             if news >= self.inbound.spec.feedback_every || (idle && news > 0) {
                 progress.told = seen;
-                self.inbound.spec.feedback.send(Feedback {
-                    session: self.inbound.spec.session,
-                    epoch: self.open,
-                    lane: lane as u16,
-                    seen,
-                });
+                progress.repeats = REPEATS;
+                self.inbound.tell(self.open, lane, seen);
             }
         }
+    }
+
+    /// Says the last feedback once more, in case it was lost: nobody else wakes a sender that waits for it. Call after
+    /// a while without frames. Returns whether it is worth calling again.
+    pub fn repeat_feedback(&mut self) -> bool {
+        for (lane, progress) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.repeats > 0) {
+            progress.repeats -= 1;
+            self.inbound.tell(self.open, lane, progress.told);
+        }
+        self.may_repeat()
+    }
+
+    /// Whether there is feedback that may have been lost.
+    pub fn may_repeat(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.repeats > 0)
     }
 
     /// Ends `epoch` and opens the next: returns the frames that arrived, by lane. An epoch that is not open

@@ -22,10 +22,12 @@ use super::{
 };
 use crate::memory::{AtomicPageSet, BackendPage, Mapping, PageSet, RamLayout};
 
-/// Silence after which frames on their way are taken for lost. Longer than a scheduler's slice on a busy host.
+/// Silence after which the receiver is asked whether it is there. Longer than a scheduler's slice on a busy host.
 const STALL: Duration = Duration::from_millis(40);
-/// Stalls in a row after which the receiver is taken for gone.
-const MAX_STALLS: u32 = 75;
+/// Silence after which the receiver is taken for gone.
+const GONE: Duration = Duration::from_secs(3);
+/// Longest way there and back that is believed: a receiver that was stopped for a while must not slow down the rest.
+const LONGEST_TRANSIT: Duration = Duration::from_millis(200);
 
 /// Why a round could not be sent.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +41,7 @@ pub enum SendError {
     /// The receiver says nothing.
     #[error(
         "the destination has not confirmed a page for {} s: is the migration network cut?",
-        STALL.as_millis() as u32 * MAX_STALLS / 1000
+        GONE.as_secs()
     )]
     Silent,
 }
@@ -117,6 +119,29 @@ pub struct LaneSender<S, F> {
     feedback: F,
     window: Window,
     pacer: Pacer,
+    transit: Transit,
+}
+
+/// How long it takes from a frame's sending until the receiver's word that it came is here: the longest of late.
+#[derive(Debug, Default)]
+struct Transit {
+    longest: Duration,
+    /// What is being measured: the number of frames seen that ends it, and its begin.
+    timed: Option<(u32, Instant)>,
+}
+
+impl Transit {
+    fn on_sent(&mut self, frames: u32) {
+        if self.timed.is_none() {
+            self.timed = Some((frames, Instant::now()));
+        }
+    }
+
+    fn on_seen(&mut self, seen: u32) {
+        if let Some((_, begun)) = self.timed.take_if(|(frames, _)| seen >= *frames) {
+            self.longest = (self.longest * 7 / 8).max(begun.elapsed()).min(LONGEST_TRANSIT);
+        }
+    }
 }
 
 /// State of one round while it is being sent.
@@ -128,7 +153,8 @@ struct Round<'a> {
     zero_runs: Vec<(u64, u32)>,
     /// Highest frame number that feedback told, plus one.
     heard: u32,
-    stalls_in_a_row: u32,
+    /// How long nothing was heard from the receiver while it was waited for.
+    silent: Duration,
     result: LaneRound,
 }
 
@@ -137,7 +163,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub fn new(config: LaneConfig, sink: S, feedback: F) -> Self {
         let window = Window::new(config.window);
         let pacer = Pacer::new(config.bandwidth);
-        Self { config, sink, feedback, window, pacer }
+        Self { config, sink, feedback, window, pacer, transit: Transit::default() }
     }
 
     /// The link, for its owner.
@@ -158,6 +184,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         progress: &AtomicU64,
     ) -> Result<LaneRound, SendError> {
         self.window.begin();
+        self.transit.timed = None;
         let mut round = Round {
             epoch,
             pages,
@@ -165,7 +192,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             progress,
             zero_runs: Vec::with_capacity(self.config.frames.zero_runs),
             heard: 0,
-            stalls_in_a_row: 0,
+            silent: Duration::ZERO,
             result: LaneRound::default(),
         };
         let mut numbers = numbers.peekable();
@@ -186,7 +213,13 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             check(stop)?;
             std::thread::yield_now();
         }
+        self.hear(&mut round, Duration::ZERO);
         Ok(round.result)
+    }
+
+    /// How long frames take to the receiver, and its word of them back, at most of late.
+    pub fn transit(&self) -> Duration {
+        self.transit.longest
     }
 
     /// Tells the lane how many frames of its last round were lost.
@@ -355,6 +388,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         round.result.frames += 1;
         round.result.wire_bytes += len as u64;
         self.window.on_sent();
+        self.transit.on_sent(round.result.frames);
         let pause = self.pacer.on_sent(len, Instant::now());
         if !pause.is_zero() {
             self.pause(pause)?;
@@ -377,15 +411,16 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         }
         self.hear(round, Duration::ZERO);
         let mut silent_since = Instant::now();
+        let patience = STALL.max(self.transit.longest * 2);
         while !self.window.open() {
             check(round.stop)?;
             self.sink.flush()?;
             if self.hear(round, Duration::from_millis(1)) {
                 silent_since = Instant::now();
-            } else if silent_since.elapsed() > STALL {
+            } else if silent_since.elapsed() > patience {
                 round.result.stalls += 1;
-                round.stalls_in_a_row += 1;
-                if round.stalls_in_a_row > MAX_STALLS {
+                round.silent += silent_since.elapsed();
+                if round.silent > GONE {
                     return Err(SendError::Silent);
                 }
                 self.window.on_stall();
@@ -404,13 +439,14 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 && feedback.lane == self.config.lane
                 && feedback.epoch == round.epoch
             {
-                self.window.on_seen(feedback.seen);
+                self.window.on_seen(feedback.seen, feedback.received);
+                self.transit.on_seen(feedback.seen);
                 round.heard = round.heard.max(feedback.seen);
             }
             wait = Duration::ZERO;
         }
         if round.heard > before {
-            round.stalls_in_a_row = 0;
+            round.silent = Duration::ZERO;
         }
         round.heard > before
     }

@@ -53,6 +53,10 @@ impl Wire {
             receiver.handle(&checked);
             receiver.feedback(true);
         } else {
+            let session = claimed_session(&Packet::new(&pieces), PORT);
+            if session == Some(77) {
+                self.receiver.lock().unwrap().corrupt();
+            }
             self.lost += 1;
         }
     }
@@ -137,6 +141,7 @@ struct Stream {
     receiver: Arc<Mutex<SessionReceiver>>,
     sender: LaneSender<WireSink, Loop>,
     epoch: u32,
+    stalls: u32,
 }
 
 impl Stream {
@@ -161,8 +166,9 @@ impl Stream {
             hash: true,
             feedback: Box::new(feedback.clone()),
             feedback_every: 4,
+            queues: 1,
         });
-        let receiver = Arc::new(Mutex::new(SessionReceiver::new(Arc::clone(&inbound))));
+        let receiver = Arc::new(Mutex::new(SessionReceiver::new(Arc::clone(&inbound), 0)));
         let end = |n: u8| Endpoint { mac: [2, 0, 0, 0, 0, n], ip: [10, 0, 0, n].into() };
         let config = LaneConfig {
             session: 77,
@@ -182,6 +188,7 @@ impl Stream {
             receiver,
             sender: LaneSender::new(config, sink, feedback),
             epoch: 0,
+            stalls: 0,
         }
     }
 
@@ -197,12 +204,16 @@ impl Stream {
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let sent = self.sender.send_round(self.epoch, view, pages.iter(), &stop, &progress).unwrap();
         assert_eq!(progress.into_inner(), pages.count());
+        self.stalls += sent.stalls;
         let received = self.receiver.lock().unwrap().close(self.epoch);
+        self.inbound.reset_arrived();
         let mut again = PageSet::new(self.layout.pages());
+        let mut lost_frames = 0;
         for lost in losses(&[sent.frames], &received) {
             sent.lost_pages(&lost, pages, &mut again);
+            lost_frames += lost.frames();
         }
-        self.sender.on_round(again.count());
+        self.sender.on_round(lost_frames);
         again
     }
 
@@ -302,7 +313,7 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     stream.settle(stream.set([0]));
     let late = old.lock().unwrap()[0].clone();
     stream.receiver.lock().unwrap().handle(&checked_frame(&Packet::new(&[&late]), PORT).unwrap());
-    assert_eq!(stream.inbound.counters().stale.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(stream.inbound.figures()[0].stale, 1);
     stream.assert_equal();
 }
 
@@ -312,6 +323,46 @@ fn a_window_that_loses_all_its_frames_does_not_hang() {
     (0..200).for_each(|page| stream.write(page, 7));
     stream.settle(stream.set(0..200));
     stream.assert_equal();
+}
+
+#[test]
+fn every_kind_of_fault_is_counted_for_its_queue() {
+    let faults = Faults { lose: 5, duplicate: 10, swap: 10, corrupt: 10 };
+    let mut stream = Stream::new(&[2000], 9000, faults, 99);
+    (0..2000).for_each(|page| stream.write(page, 1 + (page % 250) as u8));
+    stream.settle(stream.set(0..2000));
+    stream.assert_equal();
+    let [figures] = stream.inbound.figures()[..] else { panic!("one queue") };
+    assert!(figures.frames >= 1000, "{figures:?}");
+    for count in [figures.duplicates, figures.reordered, figures.corrupt] {
+        assert!((20..400).contains(&count), "{figures:?}");
+    }
+    assert_eq!((figures.queue, figures.malformed), (0, 0));
+}
+
+#[test]
+fn random_losses_do_not_stall_the_stream() {
+    let mut stream = Stream::new(&[4000], 9000, Faults { lose: 5, ..Faults::default() }, 4711);
+    (0..4000).for_each(|page| stream.write(page, 1 + (page % 250) as u8));
+    stream.settle(stream.set(0..4000));
+    stream.assert_equal();
+    assert!(stream.epoch < 12, "{} rounds", stream.epoch);
+    assert_eq!(stream.stalls, 0);
+}
+
+#[test]
+fn lost_feedback_is_said_again() {
+    let mut stream = Stream::new(&[8], 9000, Faults::default(), 1);
+    (0..8).for_each(|page| stream.write(page, 3));
+    let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
+    let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
+    stream.sender.send_round(1, view, 0..8, &stop, &progress).unwrap();
+    let mut receiver = stream.receiver.lock().unwrap();
+    assert!(receiver.may_repeat());
+    let again = (0..10).take_while(|_| receiver.repeat_feedback()).count();
+    assert_eq!(again, 2, "not for ever");
+    receiver.close(1);
+    assert!(!receiver.may_repeat());
 }
 
 proptest! {

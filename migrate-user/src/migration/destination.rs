@@ -8,7 +8,7 @@ use std::{future::Future, time::Duration};
 use super::{DestinationHandover, DestinationStep, Limits, MigrationError, Recorded, Verdict};
 use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
-    datapath::LaneLosses,
+    datapath::{LaneLosses, QueueFigures},
     memory::Digest,
     preflight::Finding,
     vmm::DestinationVm,
@@ -16,6 +16,8 @@ use crate::{
 
 /// Time for a source to read why it was refused.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Longest way of frames that a source is believed: a round must not wait for ever.
+const LONGEST_TRANSIT: Duration = Duration::from_millis(500);
 
 /// How far a destination got with making ready.
 pub struct Preparation<V> {
@@ -54,13 +56,16 @@ pub trait DestinationHost: Send {
     /// Waits shortly for `sent` probe frames and returns how many came.
     fn probes(&mut self, sent: u32) -> impl Future<Output = u64> + Send;
     /// Waits until all `frames` (by lane) of `epoch` have come, or no more come, and closes it. `last` says that the
-    /// VM is stopped meanwhile.
+    /// VM is stopped meanwhile; `transit` is how long frames may be on their way.
     fn close_round(
         &mut self,
         epoch: u32,
         frames: &[u32],
         last: bool,
+        transit: Duration,
     ) -> impl Future<Output = Result<Vec<LaneLosses>, MigrationError>> + Send;
+    /// What came to each queue so far.
+    fn figures(&self) -> Vec<QueueFigures>;
     /// Brings the page hashes up to date.
     fn refresh_hashes(&mut self) -> impl Future<Output = Result<(), MigrationError>> + Send;
     /// Digest of RAM by the page hashes; with `full` every page is read for it.
@@ -261,11 +266,16 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 let frames = self.host.probes(frames).await;
                 self.say(Message::ProbeResult { frames }).await
             }
-            (State::Receiving { vm, verify }, Item::Message(Message::RoundEnd { epoch, frames, last })) => {
+            (
+                State::Receiving { vm, verify },
+                Item::Message(Message::RoundEnd { epoch, frames, last, transit_us }),
+            ) => {
                 self.state = Some(State::Receiving { vm, verify });
-                let losses = self.host.close_round(epoch, &frames, last).await?;
+                let transit = Duration::from_micros(transit_us).min(LONGEST_TRANSIT);
+                let losses = self.host.close_round(epoch, &frames, last, transit).await?;
                 let whole = losses.is_empty();
-                self.say(Message::RoundClosed { epoch, losses }).await?;
+                let queues = self.host.figures();
+                self.say(Message::RoundClosed { epoch, losses, queues }).await?;
                 if verify == Some(VerifyMode::Hash) {
                     self.host.refresh_hashes().await?;
                 }

@@ -55,6 +55,10 @@ pub struct RoundSent {
     pub zero_pages: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
+    /// Times each lane heard nothing from the receiver for too long.
+    pub stalls: Vec<u32>,
+    /// How long frames and the word of them took there and back, at most of late.
+    pub transit: Duration,
 }
 
 /// The sending end of the page stream.
@@ -393,14 +397,13 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         let epoch = self.epoch;
         self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
         let sent = self.send_pages(epoch, pages).await?;
-        self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last }).await?;
+        let transit_us = u64::try_from(sent.transit.as_micros()).unwrap_or(u64::MAX);
+        self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last, transit_us }).await?;
         match self.hear("which frames arrived", self.plan.limits.round).await? {
-            Message::RoundClosed { epoch: closed, losses } if closed == epoch => {
-                let lost = losses
-                    .iter()
-                    .flat_map(|lane| &lane.missing)
-                    .map(|(start, end)| u64::from(end.saturating_sub(*start)))
-                    .sum();
+            Message::RoundClosed { epoch: closed, losses, queues } if closed == epoch => {
+                let lost = losses.iter().map(LaneLosses::frames).sum();
+                self.record
+                    .update(|report| report.stream.add_round(&sent.frames, &sent.stalls, &losses, queues));
                 let again = self.stream()?.lost(pages, &losses);
                 Ok((sent, again, lost))
             }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     control::{Channel, ControlError, Item, Message, Prepare, Prepared, VerifyMode},
-    datapath::{FrameSet, LaneLosses, losses},
+    datapath::{FrameSet, LaneLosses, QueueFigures, losses},
     memory::{Digest, MemoryError, PageSet},
     preflight::{self, Check, Finding, SourceFacts},
     report::{Recorder, Report, Status},
@@ -448,12 +448,16 @@ impl DestinationHost for Host {
         _: u32,
         frames: &[u32],
         _: bool,
+        _: Duration,
     ) -> Result<Vec<LaneLosses>, MigrationError> {
         let mut world = self.0.lock().unwrap();
         if world.fails(Call::CloseRound) {
             return Err(MigrationError::Host("close_round was made to fail".into()));
         }
         Ok(losses(frames, &[std::mem::take(&mut world.received)]))
+    }
+    fn figures(&self) -> Vec<QueueFigures> {
+        vec![QueueFigures { frames: self.0.lock().unwrap().frames as u64, ..QueueFigures::default() }]
     }
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
         Ok(())
@@ -929,7 +933,7 @@ async fn what_was_refused_and_does_not_end_is_not_forgotten() {
 
 #[tokio::test]
 async fn a_destination_that_refused_takes_no_page_and_no_commit() {
-    let round = Message::RoundEnd { epoch: 1, frames: vec![0], last: true };
+    let round = Message::RoundEnd { epoch: 1, frames: vec![0], last: true, transit_us: 0 };
     for next in
         [round, Message::StateEnd { bytes: 0 }, Message::Commit(crate::control::Commit { digest: None })]
     {

@@ -4,7 +4,7 @@
 
 mod render;
 
-pub use render::{closing, header, round_line};
+pub use render::{closing, header, queue_line, round_line};
 
 use std::{
     sync::{
@@ -15,6 +15,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::datapath::{LaneLosses, QueueFigures};
 
 /// Where a migration is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +100,63 @@ pub struct Ram {
     pub dirty_sync_count: u64,
 }
 
+/// What one sender thread sent, in all rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LaneFigures {
+    /// Number of the lane, and of the source NIC's queue.
+    pub lane: u32,
+    /// Frames sent.
+    pub sent: u64,
+    /// Frames that did not arrive, or not in time.
+    pub lost: u64,
+    /// Times the receiver was silent for too long.
+    pub stalls: u64,
+}
+
+/// How frames fared, up to the last round that was closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stream {
+    /// By lane.
+    pub lanes: Vec<LaneFigures>,
+    /// By queue of the destination's NIC, as the destination counted.
+    pub queues: Vec<QueueFigures>,
+}
+
+impl Stream {
+    /// Adds a round: frames and stalls by lane, and what the destination said of it.
+    pub fn add_round(
+        &mut self,
+        frames: &[u32],
+        stalls: &[u32],
+        losses: &[LaneLosses],
+        queues: Vec<QueueFigures>,
+    ) {
+        let known = self.lanes.len();
+        self.lanes.extend(
+            (known..frames.len()).map(|lane| LaneFigures { lane: lane as u32, ..LaneFigures::default() }),
+        );
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            lane.sent += frames.get(index).copied().map_or(0, u64::from);
+            lane.stalls += stalls.get(index).copied().map_or(0, u64::from);
+            let lost = losses.iter().filter(|losses| u32::from(losses.lane) == lane.lane);
+            lane.lost += lost.map(LaneLosses::frames).sum::<u64>();
+        }
+        self.queues = queues;
+    }
+
+    /// Sum over all lanes.
+    pub fn over_lanes(&self, of: impl Fn(&LaneFigures) -> u64) -> u64 {
+        self.lanes.iter().map(of).sum()
+    }
+
+    /// Sum over all queues.
+    pub fn over_queues(&self, of: impl Fn(&QueueFigures) -> u64) -> u64 {
+        self.queues.iter().map(of).sum()
+    }
+}
+
 /// One pass over memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +237,9 @@ pub struct Report {
     pub downtime_phases: DowntimePhases,
     /// Totals.
     pub ram: Ram,
+    /// How frames fared.
+    #[serde(default)]
+    pub stream: Stream,
     /// Every round.
     pub rounds: Vec<Round>,
     /// Whether all RAM was proved equal; `null` when not asked for.

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Report, Round, Status};
+use super::{LaneFigures, Report, Round, Status, Stream};
+use crate::datapath::QueueFigures;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -70,6 +71,7 @@ pub fn closing(report: &Report) -> String {
         report.ram.normal,
         report.ram.duplicate
     );
+    frames(&mut out, &report.stream);
     let t = &report.transport;
     let _ = writeln!(
         out,
@@ -96,9 +98,55 @@ pub fn closing(report: &Report) -> String {
     out
 }
 
+/// How frames fared; by lane and queue where there are several.
+fn frames(out: &mut String, stream: &Stream) {
+    if stream.lanes.is_empty() {
+        return;
+    }
+    let total = LaneFigures {
+        sent: stream.over_lanes(|lane| lane.sent),
+        lost: stream.over_lanes(|lane| lane.lost),
+        stalls: stream.over_lanes(|lane| lane.stalls),
+        ..LaneFigures::default()
+    };
+    let arrived = QueueFigures {
+        reordered: stream.over_queues(|queue| queue.reordered),
+        duplicates: stream.over_queues(|queue| queue.duplicates),
+        corrupt: stream.over_queues(|queue| queue.corrupt),
+        stale: stream.over_queues(|queue| queue.stale),
+        malformed: stream.over_queues(|queue| queue.malformed),
+        ..QueueFigures::default()
+    };
+    let _ = writeln!(out, "  frames      {}; {}", lane_line(&total), queue_line(&arrived));
+    if stream.lanes.len() > 1 {
+        for lane in &stream.lanes {
+            let _ = writeln!(out, "    lane {:<4} {}", lane.lane, lane_line(lane));
+        }
+    }
+    if stream.queues.len() > 1 {
+        for queue in &stream.queues {
+            let _ =
+                writeln!(out, "    queue {:<3} {} placed, {}", queue.queue, queue.frames, queue_line(queue));
+        }
+    }
+}
+
+fn lane_line(lane: &LaneFigures) -> String {
+    format!("{} sent, {} lost, {} stalls", lane.sent, lane.lost, lane.stalls)
+}
+
+/// What came to a queue and was not simply placed.
+pub fn queue_line(queue: &QueueFigures) -> String {
+    format!(
+        "{} reordered, {} duplicate, {} corrupt, {} stale, {} malformed",
+        queue.reordered, queue.duplicates, queue.corrupt, queue.stale, queue.malformed
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::LaneLosses;
 
     #[test]
     fn columns_stay_under_their_heads() {
@@ -115,6 +163,27 @@ mod tests {
             "    0       512.00     0.5000       1024          5.00       0"
         );
         assert_eq!(header().len(), round_line(&round, 4096).len() + 1 - 1);
+    }
+
+    #[test]
+    fn frames_are_told_in_all_and_by_lane_and_queue() {
+        let mut report = Report::default();
+        assert!(!closing(&report).contains("frames"));
+        let queue = |queue, corrupt| QueueFigures { queue, corrupt, ..QueueFigures::default() };
+        let lost = LaneLosses { lane: 1, missing: vec![(2, 5)] };
+        report.stream.add_round(
+            &[10, 20],
+            &[0, 1],
+            std::slice::from_ref(&lost),
+            vec![queue(0, 1), queue(1, 2)],
+        );
+        report.stream.add_round(&[1, 2], &[0, 0], &[lost], vec![queue(0, 1), queue(1, 4)]);
+        let text = closing(&report);
+        assert!(
+            text.contains("frames      33 sent, 6 lost, 1 stalls; 0 reordered, 0 duplicate, 5 corrupt"),
+            "{text}"
+        );
+        assert!(text.contains("lane 1    22 sent, 6 lost") && text.contains("queue 1   0 placed"), "{text}");
     }
 
     #[test]

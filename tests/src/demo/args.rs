@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::guest::GuestKind;
 use crate::lab::Accel;
+use crate::wire::WireConfig;
 
 /// Moves a running VM from one host to another and back, and shows what its users notice.
 ///
@@ -40,6 +41,11 @@ pub struct Args {
     /// Queues of the migration NICs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub queues: u32,
+
+    /// What is wrong with the migration network: loss=1%,burst=1%x8,reorder=1%,dup=1%,corrupt=1%,delay=2ms,rate=100
+    /// (MiB/s),queue=64 (frames),seed=7,only=a-b; any of them
+    #[arg(long, value_name = "FAULTS", conflicts_with = "keep")]
+    pub wire: Option<WireConfig>,
 
     /// The Linux guest reads its disk as hard as it can, and QEMU reads it with O_DIRECT
     #[arg(long)]
@@ -149,5 +155,7 @@ mod tests {
         let args = Args::parse_from(["demo"]);
         assert_eq!((args.memory, args.working_set, args.mtu, args.repeat), (512, 64, 9000, 1));
         assert!(Args::try_parse_from(["demo", "--mtu", "1400"]).is_err());
+        assert!(Args::try_parse_from(["demo", "--wire", "loss=1%,reorder=0.5%"]).is_ok());
+        assert!(Args::try_parse_from(["demo", "--wire", "loss=200%"]).is_err());
     }
 }

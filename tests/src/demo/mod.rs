@@ -109,6 +109,7 @@ fn lab_config(args: &Args) -> LabConfig {
         cache_dir: default.cache_dir,
         state_disk: None,
         limits: Vec::new(),
+        wire: args.wire,
     }
 }
 

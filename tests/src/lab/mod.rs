@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 pub(crate) use command::run as run_tool;
 pub use disk::{Filler, Held, HoldableDisk};
@@ -59,6 +59,7 @@ pub(crate) use sync::lock;
 pub use vm::{Accel, Disk, VmConfig, VmPaths};
 pub use wait::wait_for;
 
+use crate::wire::{Wire, WireConfig};
 use fixture::Fixture;
 
 /// What a lab is like.
@@ -74,6 +75,8 @@ pub struct LabConfig {
     pub state_disk: Option<u64>,
     /// Time limits of the agents that are not the default, s, by their names under `[limits]`.
     pub limits: Vec<(&'static str, u64)>,
+    /// What is wrong with the migration network; `None` is a cable. Needs ethtool.
+    pub wire: Option<WireConfig>,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -90,6 +93,7 @@ impl Default for LabConfig {
             queues: 1,
             state_disk: None,
             limits: Vec::new(),
+            wire: None,
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -148,6 +152,7 @@ pub struct Lab {
     pub a: Host,
     /// The other host.
     pub b: Host,
+    wire: Option<Wire>,
     fixture: Arc<Fixture>,
     config: LabConfig,
 }
@@ -166,7 +171,12 @@ impl Lab {
         let fixture = Fixture::build(layout, &config)?;
         let lifetime = if config.keep { Lifetime::Kept } else { Lifetime::WithUs };
         let host = |side| Host::new(side, &fixture, &config, lifetime);
-        Ok(Self { a: host(Side::A), b: host(Side::B), fixture, config })
+        let mut lab =
+            Self { a: host(Side::A), b: host(Side::B), wire: None, fixture: Arc::clone(&fixture), config };
+        if let Some(wire) = lab.config.wire {
+            lab.wire = Some(lab.interpose_wire(&wire)?);
+        }
+        Ok(lab)
     }
 
     /// Names and paths.
@@ -189,6 +199,23 @@ impl Lab {
         self.fixture.while_up(|| topology::interpose_switch(self.layout(), mtu, queues, path_mtu))
     }
 
+    /// Puts a relay between the migration NICs. Agents and VMs must not have been started.
+    fn interpose_wire(&self, wire: &WireConfig) -> Result<Wire> {
+        let (mtu, queues) = (self.config.mtu, self.config.queues);
+        self.fixture.while_up(|| {
+            topology::lead_through_switch(self.layout(), mtu, queues)?;
+            Wire::start(self.layout(), mtu, wire)
+        })
+    }
+
+    /// The bad wire.
+    ///
+    /// # Errors
+    /// If it has none: see [`LabConfig::wire`].
+    pub fn wire(&self) -> Result<&Wire> {
+        self.wire.as_ref().context("this lab's migration network is a cable, not a wire")
+    }
+
     /// A host.
     pub fn host(&self, side: Side) -> &Host {
         match side {
@@ -200,6 +227,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // Its ports go now.
+        self.wire = None;
         let result = if self.config.keep { self.fixture.keep() } else { self.fixture.remove() };
         if let Err(error) = result {
             eprintln!("{error:#}");

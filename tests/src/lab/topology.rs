@@ -45,17 +45,26 @@ pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
 /// `path_mtu` at most, whatever the NICs' own MTU is.
 pub(super) fn interpose_switch(layout: &Layout, mtu: u32, queues: u32, path_mtu: u32) -> Result<()> {
     let switch = layout.switch();
-    ip(&format!("-n {} link delete {MIGRATION_NIC}", layout.namespace(Side::A)))?;
+    lead_through_switch(layout, mtu, queues)?;
     ip(&format!("-n {switch} link add {MIGRATION_BRIDGE} {BRIDGE_OPTIONS}"))?;
-    let options = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
     for side in Side::BOTH {
-        let (namespace, port) = (layout.namespace(side), side.migration_port());
-        cable((&namespace, MIGRATION_NIC), (&switch, port), &options)?;
-        attach(&switch, port, MIGRATION_BRIDGE)?;
-        address(&namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+        attach(&switch, side.migration_port(), MIGRATION_BRIDGE)?;
     }
     ip(&format!("-n {switch} link set {} mtu {path_mtu}", Side::B.migration_port()))?;
     up(&switch, MIGRATION_BRIDGE)
+}
+
+/// Replaces the cable between the migration NICs by one from each to a port of its own in the switch, where nothing
+/// joins them yet.
+pub(super) fn lead_through_switch(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+    ip(&format!("-n {} link delete {MIGRATION_NIC}", layout.namespace(Side::A)))?;
+    let options = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+    for side in Side::BOTH {
+        let namespace = layout.namespace(side);
+        cable((&namespace, MIGRATION_NIC), (&layout.switch(), side.migration_port()), &options)?;
+        address(&namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+    }
+    Ok(())
 }
 
 /// A host's own part: addresses, its bridge with the VM's tap, and the uplink to the switch.
