@@ -1,6 +1,6 @@
 //! Messages over a byte stream.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io::ErrorKind, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -9,6 +9,10 @@ use super::{ControlError, Message};
 
 /// Longest message taken, bytes. The longest real one lists the losses of a round: 16 bytes of text a range.
 const MAX_MESSAGE: usize = 16 << 20;
+/// Longest first message taken, bytes: nobody knows yet who says it.
+const MAX_FIRST: usize = 64 << 10;
+/// First bytes of a TLS record with a handshake or an alert (RFC 8446, section 5.1).
+const TLS_RECORDS: [[u8; 2]; 2] = [[0x16, 3], [0x15, 3]];
 /// Type byte of a JSON message. 0 is reserved.
 const JSON: u8 = 1;
 /// Type byte of device state.
@@ -40,11 +44,20 @@ pub trait Channel: Send {
 pub struct StreamChannel<S> {
     stream: S,
     received: BytesMut,
+    /// Longest item taken, bytes.
+    limit: usize,
 }
 
 /// Wraps a stream.
 pub fn split<S: AsyncRead + AsyncWrite + Unpin + Send>(stream: S) -> StreamChannel<S> {
-    StreamChannel { stream, received: BytesMut::new() }
+    StreamChannel { stream, received: BytesMut::new(), limit: MAX_FIRST }
+}
+
+impl<S> StreamChannel<S> {
+    /// What it runs over.
+    pub const fn stream(&self) -> &S {
+        &self.stream
+    }
 }
 
 fn encode(item: &Item) -> Result<Bytes, ControlError> {
@@ -64,16 +77,20 @@ fn encode(item: &Item) -> Result<Bytes, ControlError> {
     Ok(out.freeze())
 }
 
-/// Takes one item off the front of `buffer`, if it is there whole.
+/// Takes one item of at most `limit` bytes off the front of `buffer`, if it is there whole.
 ///
 /// # Errors
-/// [`ControlError::Malformed`]; the stream cannot be used after it.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
+/// [`ControlError::Malformed`] or [`ControlError::PeerTls`]; the stream cannot be used after it.
+pub fn decode(buffer: &mut BytesMut, limit: usize) -> Result<Option<Item>, ControlError> {
     let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+    // No item is that long, so nothing else can be meant.
+    if TLS_RECORDS.contains(&[length[0], length[1]]) {
+        return Err(ControlError::PeerTls);
+    }
     let length = u32::from_be_bytes(*length) as usize;
-    if length == 0 || length > MAX_MESSAGE {
+    if length == 0 || length > limit {
         return Err(ControlError::Malformed(format!(
-            "a length of {length} bytes is not between 1 and {MAX_MESSAGE}"
+            "a length of {length} bytes is not between 1 and {limit}"
         )));
     }
     if buffer.len() < 4 + length {
@@ -100,12 +117,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
     async fn recv(&mut self, awaited: &'static str, limit: Duration) -> Result<Item, ControlError> {
         let receive = async {
             loop {
-                if let Some(item) = decode(&mut self.received)? {
+                if let Some(item) = decode(&mut self.received, self.limit)? {
+                    self.limit = MAX_MESSAGE;
                     return Ok(item);
                 }
-                if self.stream.read_buf(&mut self.received).await? == 0 {
-                    return Err(ControlError::Closed);
-                }
+                match self.stream.read_buf(&mut self.received).await {
+                    Ok(0) => return Err(ControlError::Closed),
+                    // TLS without its last word. Each item says how long it is, so nothing is cut short unseen.
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(ControlError::Closed),
+                    read => read?,
+                };
             }
         };
         tokio::time::timeout(limit, receive).await.map_err(|_| ControlError::Timeout { awaited, limit })?
@@ -151,27 +172,43 @@ mod tests {
     fn lengths_are_checked_before_memory_is_taken() {
         for length in [0u32, MAX_MESSAGE as u32 + 1, u32::MAX] {
             let mut buffer = BytesMut::from(&length.to_be_bytes()[..]);
-            assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))), "{length}");
+            assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))), "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_not_listened_to_for_long() {
+        let (mut a, b) = tokio::io::duplex(64);
+        let mut b = split(b);
+        a.write_all(&(MAX_FIRST as u32 + 1).to_be_bytes()).await.unwrap();
+        assert!(matches!(b.recv("its hello", LIMIT).await, Err(ControlError::Malformed(_))));
+    }
+
+    #[test]
+    fn tls_is_told_from_nonsense() {
+        for record in [[0x16, 3, 1, 2, 0, 1], [0x15, 3, 3, 0, 2, 2]] {
+            let mut buffer = BytesMut::from(&record[..]);
+            assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::PeerTls)));
         }
     }
 
     #[test]
     fn unknown_types_and_messages_are_refused() {
         let mut buffer = BytesMut::from(&[0, 0, 0, 1, 9][..]);
-        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+        assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))));
         let body = br#"{"type":"dance"}"#;
         let mut buffer = BytesMut::new();
         buffer.put_u32(body.len() as u32 + 1);
         buffer.put_u8(JSON);
         buffer.put_slice(body);
-        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+        assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))));
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let mut buffer = BytesMut::from(&bytes[..]);
-            while let Ok(Some(_)) = decode(&mut buffer) {}
+            while let Ok(Some(_)) = decode(&mut buffer, MAX_MESSAGE) {}
         }
     }
 }

@@ -390,6 +390,9 @@ impl PageStream for Stream {
 
 impl DestinationHost for Host {
     type Vm = Destination;
+    fn greeted(&mut self, _: &str) -> Result<(), MigrationError> {
+        Ok(())
+    }
     fn admit(&mut self, _: &Prepare) -> Vec<Finding> {
         self.0.lock().unwrap().unadmitted.clone()
     }
@@ -571,6 +574,8 @@ fn plan(verify: Option<VerifyMode>, quiesced: bool) -> SourcePlan {
         peer_name: "b".into(),
         prepare,
         findings: vec![],
+        certified: None,
+        secured: Finding::good(Check::ControlChannel, "in memory"),
         can_send: true,
         quiesced,
         downtime_limit: Duration::from_millis(300),
