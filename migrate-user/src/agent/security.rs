@@ -98,7 +98,10 @@ impl Security {
             (None, _) => ControlStream::Plain(stream),
             // The configuration names every peer where there are certificates.
             (Some(_), None) => {
-                return Err(ControlError::Peer(format!("it is not known whose to expect at {}", peer.address)));
+                return Err(ControlError::Peer(format!(
+                    "it is not known whose to expect at {}",
+                    peer.address
+                )));
             }
         };
         Ok(split(stream))

@@ -124,7 +124,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
                 match self.stream.read_buf(&mut self.received).await {
                     Ok(0) => return Err(ControlError::Closed),
                     // TLS without its last word. Each item says how long it is, so nothing is cut short unseen.
-                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(ControlError::Closed),
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                        return Err(ControlError::Closed);
+                    }
                     read => read?,
                 };
             }

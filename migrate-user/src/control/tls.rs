@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{ControlError, ControlStream};
-use crate::pki::{Certified, Identity};
+use crate::pki::{ALPN, Certified, Identity};
 
 const AWAITED: &str = "its part of the TLS handshake";
 /// What a refused client has sent already is read, so that it gets to hear why (a reset would overtake the alert): for
@@ -31,7 +31,9 @@ pub async fn secure_to<S: AsyncRead + AsyncWrite + Unpin>(
     limit: Duration,
 ) -> Result<ControlStream<S>, ControlError> {
     let name = ServerName::try_from(peer.to_owned()).map_err(|_| {
-        ControlError::Peer(format!("there can be no certificate for {peer:?}: give the host a name as in DNS"))
+        ControlError::Peer(format!(
+            "there can be no certificate for {peer:?}: give the host a name as in DNS"
+        ))
     })?;
     let handshake = TlsConnector::from(identity.client()).connect(name, stream);
     let stream = tokio::time::timeout(limit, handshake)
@@ -72,6 +74,9 @@ pub async fn secure_from<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 fn certified(session: &CommonState) -> Result<Certified, ControlError> {
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err(ControlError::Tls("the other end does not say that it means xferry (ALPN)".into()));
+    }
     let leaf: Option<&CertificateDer<'_>> = session.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or_else(|| ControlError::Peer("it has shown none".into()))?;
     Certified::read(leaf).map_err(ControlError::Peer)
@@ -80,7 +85,8 @@ fn certified(session: &CommonState) -> Result<Certified, ControlError> {
 fn handshake_failed(error: io::Error) -> ControlError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => ControlError::Tls(
-            "the other agent hung up in it (is it another program, or does it have too many connections?)".into(),
+            "the other agent hung up in it (is it another program, or does it have too many connections?)"
+                .into(),
         ),
         _ => error.into(),
     }
@@ -108,7 +114,8 @@ fn certificate_problem(problem: &CertificateError) -> String {
             "it is not valid yet: set the clocks".into()
         }
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "it is issued by another CA than the one in this host's ca.pem: issue both hosts' by the same".into()
+            "it is issued by another CA than the one in this host's ca.pem: issue both hosts' by the same"
+                .into()
         }
         CertificateError::NotValidForNameContext { expected, presented } => format!(
             "it is not one for {} but for {}: correct [peers] here, or the other host's certificate",
@@ -234,7 +241,8 @@ mod tests {
         // A server that anybody would believe, and a client that nobody should.
         let mixed = theirs.path().join("mixed");
         pki::issue(theirs.path(), "host-c", &mixed, Validity::from_now(5), false).unwrap();
-        let both = [ours.path().join("ca.pem"), mixed.join("ca.pem")].map(|path| std::fs::read(path).unwrap());
+        let both =
+            [ours.path().join("ca.pem"), mixed.join("ca.pem")].map(|path| std::fs::read(path).unwrap());
         std::fs::write(mixed.join("ca.pem"), both.concat()).unwrap();
         let stranger = Identity::load(&mixed, "host-c").unwrap();
         let (client, server) = meet(&stranger, "host-a", &a).await;

@@ -276,8 +276,8 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                 if let Some(certified) = self.plan.certified.as_ref().filter(|it| !it.is(&name)) {
                     return Err(ControlError::Name { said: name, certified: certified.name.clone() }.into());
                 }
-                self.findings.push(self.plan.secured.clone());
                 self.findings.push(Finding::good(Check::Peer, format!("{name} answers")));
+                self.findings.push(self.plan.secured.clone());
                 self.findings.push(preflight::clock(&name, before, clock, after));
                 self.record.update(|report| report.destination.clone_from(&name));
                 self.plan.peer_name = name;
@@ -581,8 +581,7 @@ fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
 fn preflight_broken(error: &MigrationError) -> Finding {
     match error {
         // It was reached, and does not want.
-        MigrationError::Peer { .. }
-        | MigrationError::Control(ControlError::Version { .. }) => {
+        MigrationError::Peer { .. } | MigrationError::Control(ControlError::Version { .. }) => {
             Finding::bad(Check::Peer, error.to_string(), "")
         }
         MigrationError::Control(control) if control.is_distrust() => {

@@ -899,7 +899,15 @@ async fn a_check_shows_everything_and_leaves_nothing() {
     drop(a);
     assert!(destination.await.unwrap().is_err());
     let checks: Vec<Check> = findings.iter().map(|finding| finding.check).collect();
-    assert_eq!(checks, [Check::Devices, Check::Peer, Check::ClockOffset, Check::CpuFeatures, Check::PathMtu]);
+    let expected = [
+        Check::Devices,
+        Check::Peer,
+        Check::ControlChannel,
+        Check::ClockOffset,
+        Check::CpuFeatures,
+        Check::PathMtu,
+    ];
+    assert_eq!(checks, expected);
     let world = world.lock().unwrap();
     assert!(world.source_runs && !world.destination_exists);
     assert!(!world.source_journal.is_open() && !world.destination_journal.is_open());

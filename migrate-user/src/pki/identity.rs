@@ -17,8 +17,8 @@ use rustls::{
 
 use super::{CA_FILE, CERTIFICATE_FILE, Certified, KEY_FILE, PkiError};
 
-/// What is spoken inside (RFC 7301): a certificate of the same CA for another service is no way in.
-const ALPN: &[u8] = b"xferry";
+/// What is spoken inside (RFC 7301): another service's connections cannot be turned here.
+pub(crate) const ALPN: &[u8] = b"xferry";
 /// Largest file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -63,21 +63,25 @@ impl Identity {
         }
         let mut roots = RootCertStore::empty();
         for ca in cas {
-            roots.add(ca).map_err(|error| invalid(&ca_path, format!("it is no CA's certificate: {error}")))?;
+            roots
+                .add(ca)
+                .map_err(|error| invalid(&ca_path, format!("it is no CA's certificate: {error}")))?;
         }
         let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-                // Who asks is not told whom this host trusts.
-                .clear_root_hint_subjects()
-                .build()
-                .map_err(|error| invalid(&ca_path, error.to_string()))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            // Who asks is not told whom this host trusts.
+            .clear_root_hint_subjects()
+            .build()
+            .map_err(|error| invalid(&ca_path, error.to_string()))?;
         // As a peer with the same CA will see it, on a day when it is valid.
         let valid_at = u64::try_from(own.expires.unix_timestamp()).unwrap_or_default().saturating_sub(1);
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(valid_at));
         verifier.verify_client_cert(&leaf, chain.get(1..).unwrap_or_default(), at).map_err(|error| {
-            invalid(&own_path, format!("peers would not accept it ({error}): is it issued by the CA in {CA_FILE}?"))
+            invalid(
+                &own_path,
+                format!("peers would not accept it ({error}): is it issued by the CA in {CA_FILE}?"),
+            )
         })?;
         let unfit = |error: rustls::Error| match error {
             rustls::Error::InconsistentKeys(_) => {
@@ -150,7 +154,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PkiError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(PkiError::Invalid { path: path.to_owned(), problem: "it holds no certificate (PEM)".into() }),
+        Ok(_) => {
+            Err(PkiError::Invalid { path: path.to_owned(), problem: "it holds no certificate (PEM)".into() })
+        }
         Err(error) => Err(PkiError::Invalid { path: path.to_owned(), problem: error.to_string() }),
     }
 }

@@ -6,6 +6,7 @@
 mod identity;
 mod issue;
 
+pub(crate) use identity::ALPN;
 pub use identity::Identity;
 pub use issue::{Issued, Made, Validity, init, issue};
 

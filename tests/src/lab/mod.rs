@@ -27,6 +27,7 @@ mod host;
 mod layout;
 pub(crate) mod monitor;
 pub mod netns;
+mod pki;
 pub mod plan;
 mod process;
 mod ready_ip;
@@ -74,6 +75,8 @@ pub struct LabConfig {
     pub state_disk: Option<u64>,
     /// Time limits of the agents that are not the default, s, by their names under `[limits]`.
     pub limits: Vec<(&'static str, u64)>,
+    /// Whether the agents go without certificates.
+    pub insecure: bool,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -90,6 +93,7 @@ impl Default for LabConfig {
             queues: 1,
             state_disk: None,
             limits: Vec::new(),
+            insecure: false,
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -98,6 +102,11 @@ impl Default for LabConfig {
 }
 
 impl LabConfig {
+    /// As [`Self::for_test`], without certificates: for tests that speak with an agent themselves.
+    pub fn insecure() -> Self {
+        Self { insecure: true, ..Self::for_test() }
+    }
+
     /// A lab with a prefix of its own, so that tests may run side by side.
     pub fn for_test() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
