@@ -10,7 +10,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Agent, announcing, ram::RamFiles, security::Place};
+use super::{
+    Agent, announcing,
+    ram::RamFiles,
+    security::{Place, took_part},
+};
 use crate::{
     control::{ControlError, Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, losses},
@@ -105,15 +109,8 @@ impl IncomingHost {
             // There is no answer then, whoever asks.
             return Ok(());
         };
-        let entitled = match (&self.certified, &begun.peer_name) {
-            (None, _) => true,
-            (Some(certified), Some(name)) => certified.is(name),
-            // Begun without certificates, or by an earlier version.
-            (Some(_), None) => {
-                begun.peer.is_some_and(|peer| peer.ip().to_canonical() == self.peer.to_canonical())
-            }
-        };
-        if entitled && ours == role {
+        let asks = self.certified.as_ref();
+        if ours == role && asks.is_none_or(|asks| took_part(&self.agent.config, asks, self.peer, &begun)) {
             return Ok(());
         }
         let who = self.certified.as_ref().map_or_else(|| self.peer.to_string(), |it| it.name.clone());

@@ -11,7 +11,7 @@ use tokio::{
 use super::{AgentConfig, AgentError, Peer};
 use crate::{
     control::{self, ControlError, ControlStream, StreamChannel, split},
-    migration::Limits,
+    migration::{Limits, Session},
     pki::{Certified, Identity},
     preflight::{self, Finding},
 };
@@ -137,11 +137,81 @@ impl Security {
     }
 }
 
+/// Whether the host with this certificate, which calls from `ip`, is the other one of a session.
+pub(super) fn took_part(config: &AgentConfig, asks: &Certified, ip: IpAddr, session: &Session) -> bool {
+    if let Some(name) = &session.peer_name {
+        return asks.is(name);
+    }
+    // Begun without certificates, or by an earlier version: who has its address, now or by the configuration.
+    session.peer.is_some_and(|peer| {
+        let configured = config.peer_at(peer).ok().and_then(|peer| peer.name);
+        peer.ip().to_canonical() == ip.to_canonical() || configured.is_some_and(|name| asks.is(&name))
+    })
+}
+
 impl fmt::Display for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.identity {
             Some(_) => "control channel: TLS 1.3 with certificates; pages are NOT encrypted",
             None => "control channel and pages are NOT encrypted, peers NOT authenticated (insecure = true)",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"
+name = "host-a"
+[control]
+listen = "10.0.0.1:4790"
+[migration]
+interface = "eno2"
+[peers]
+host-b = "10.0.0.2:4790"
+"#;
+
+    #[test]
+    fn only_the_other_host_of_a_session_took_part_in_it() {
+        let config = AgentConfig::parse(CONFIG).unwrap();
+        let host = |name: &str| Certified { name: name.into(), expires: time::OffsetDateTime::UNIX_EPOCH };
+        let (b, c) = (host("host-b"), host("host-c"));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut session = Session {
+            session: 1,
+            id: "host-a-1".into(),
+            vm: "vm".into(),
+            peer: Some("10.0.0.2:4790".parse().unwrap()),
+            peer_name: Some("host-b".into()),
+            keep_source: false,
+            ram: vec![],
+        };
+        assert!(took_part(&config, &b, ip("10.0.0.9"), &session), "it may call from another address");
+        assert!(!took_part(&config, &c, ip("10.0.0.2"), &session), "an address proves nothing");
+        session.peer_name = None;
+        assert!(took_part(&config, &b, ip("10.0.0.9"), &session));
+        assert!(took_part(&config, &c, ip("10.0.0.2"), &session));
+        assert!(!took_part(&config, &c, ip("10.0.0.9"), &session));
+        session.peer = None;
+        assert!(!took_part(&config, &b, ip("10.0.0.2"), &session), "a human decides");
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_take_the_places_of_peers() {
+        let insecure =
+            AgentConfig::parse(&CONFIG.replacen("[control]", "insecure = true\n[control]", 1)).unwrap();
+        let security = Security::load(&insecure).unwrap();
+        let from = |ip: &str| security.place(&insecure, ip.parse().unwrap());
+        let strangers: Vec<_> = (0..PLACES.1).map(|_| from("10.0.0.66").unwrap()).collect();
+        assert!(from("10.0.0.67").is_none() && from("10.0.0.2").is_some());
+        drop(strangers);
+        assert!(from("10.0.0.67").is_some());
+        let missing = Security::load(&AgentConfig {
+            pki_dir: "/nonexistent".into(),
+            ..AgentConfig::parse(CONFIG).unwrap()
+        });
+        let error = missing.err().unwrap().to_string();
+        assert!(error.contains("/nonexistent/ca.pem") && error.contains("xferry pki issue"), "{error}");
     }
 }
