@@ -12,7 +12,7 @@ use migrate_common::locate::{self, Datagram};
 
 use crate::{
     agent::AgentConfig,
-    control::{Item, Message, decode},
+    control::{Item, MAX_MESSAGE, Message, decode},
     datapath::Feedback,
     memory::RamLayout,
     preflight::{self, Admission, Backing, DestinationFacts, HostFacts},
@@ -41,7 +41,7 @@ pub fn control(data: &[u8]) {
         buffer.extend_from_slice(&[1]);
     }
     buffer.extend_from_slice(body);
-    while let Ok(Some(item)) = decode(&mut buffer) {
+    while let Ok(Some(item)) = decode(&mut buffer, MAX_MESSAGE) {
         let Item::Message(message) = item else { continue };
         heard(&message);
     }

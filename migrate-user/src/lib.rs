@@ -7,7 +7,8 @@
 //!  └ migration   source and destination state machines: no sockets, no ioctls
 //!     ├ datapath   page stream: frames, sender, receiver, loss accounting
 //!     │   └ xsk      AF_XDP: UMEM, rings, sockets
-//!     ├ control    control channel between agents
+//!     ├ control    control channel between agents, in TLS
+//!     │   └ pki      certificates
 //!     ├ preflight  can this VM go to that host?
 //!     ├ memory     guest RAM, dirty tracking
 //!     ├ vmm        QEMU
@@ -26,6 +27,7 @@ pub mod fuzzing;
 pub mod memory;
 pub mod migration;
 pub mod network;
+pub mod pki;
 pub mod preflight;
 pub mod report;
 pub mod vmm;

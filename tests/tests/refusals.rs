@@ -29,6 +29,13 @@ fn without_vm() -> Scenario {
     Scenario::new(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap()
 }
 
+/// A VM on host-a, and no agent yet; agents will have no certificates, so that others can speak with them.
+fn insecure_vm_only() -> Scenario {
+    let scenario = Scenario::new(LabConfig::insecure(), bare(Workload::USUAL).unwrap()).unwrap();
+    scenario.boot().unwrap();
+    scenario
+}
+
 /// Everything is as it should be.
 fn sound() -> Scenario {
     Scenario::started(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap()
@@ -300,7 +307,7 @@ fn peer_of_another_version() {
     if skipped("peer_of_another_version", GuestKind::Bare) {
         return;
     }
-    let scenario = vm_only();
+    let scenario = insecure_vm_only();
     scenario.lab.a.start_agent().unwrap();
     let peer = FakePeer::of_version(&scenario.lab, Side::B, 99).unwrap();
     refused(&scenario, &MIGRATE, &["version 99", "same version of xferry on both hosts"]);
@@ -321,7 +328,8 @@ fn caller_of_another_version() {
     if skipped("caller_of_another_version", GuestKind::Bare) {
         return;
     }
-    let scenario = sound();
+    let scenario = insecure_vm_only();
+    scenario.start_agents().unwrap();
     let answer = greet(&scenario.lab, Side::B, &hello(99)).unwrap();
     says(&answer, &["host-b", "abort", "version 99", "same version of xferry on both hosts"]);
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 2, 1, b'x'], &[0, 0]] {

@@ -12,7 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::{Agent, AgentError, Unsettled, port::PortStatus};
+use super::{Agent, AgentError, CertificateStatus, Unsettled, port::PortStatus};
 use crate::{
     control::VerifyMode,
     migration::Resolution,
@@ -99,8 +99,14 @@ pub struct StatusAnswer {
     pub name: String,
     /// Version of the agent.
     pub version: String,
-    /// Whether anything is encrypted.
+    /// Whether the control channel is encrypted. The device state is part of it; for RAM see `pages-encrypted`.
     pub encrypted: bool,
+    /// Whether both ends of the control channel are proved by certificates.
+    pub authenticated: bool,
+    /// Whether RAM is encrypted on its way.
+    pub pages_encrypted: bool,
+    /// This host's certificate; `null` with `insecure = true`.
+    pub certificate: Option<CertificateStatus>,
     /// The migration NIC.
     pub port: PortStatus,
     /// Migrations from here.

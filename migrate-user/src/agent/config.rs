@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
 
@@ -30,9 +30,12 @@ pub struct AgentConfig {
     /// VM definitions, one TOML file each.
     #[serde(default = "default_vms_dir")]
     pub vms_dir: PathBuf,
-    /// That nothing is encrypted and nobody authenticated. There is no other mode yet, and it must be said.
+    /// That nothing is encrypted and nobody authenticated: no certificates are read.
     #[serde(default)]
     pub insecure: bool,
+    /// Directory of this host's certificate and key, and of the CA's certificate.
+    #[serde(default = "default_pki_dir")]
+    pub pki_dir: PathBuf,
     /// The control channel.
     pub control: ControlConfig,
     /// The migration NIC.
@@ -49,6 +52,28 @@ pub struct AgentConfig {
     /// What VMs that arrive may take.
     #[serde(default)]
     pub admission: AdmissionConfig,
+    /// Which hosts may do what.
+    #[serde(default)]
+    pub allow: AllowConfig,
+}
+
+/// `[allow]`: hosts by the names in their certificates; all configured peers where nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AllowConfig {
+    /// Who may send VMs to this host.
+    pub send: Option<Vec<String>>,
+    /// To whom this host may give VMs.
+    pub receive: Option<Vec<String>>,
+}
+
+/// Where another agent is, and who must be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its control address.
+    pub address: SocketAddr,
+    /// The host whose certificate it must show; `None` where nobody shows one.
+    pub name: Option<String>,
 }
 
 /// `[admission]`: the destination's own say, which `--force` does not override.
@@ -100,6 +125,10 @@ fn default_vms_dir() -> PathBuf {
     "/etc/xferry/vms".into()
 }
 
+fn default_pki_dir() -> PathBuf {
+    crate::pki::DEFAULT_DIR.into()
+}
+
 const fn default_data_port() -> u16 {
     DATA_PORT
 }
@@ -133,6 +162,29 @@ pub enum ConfigError {
         /// What there is.
         known: String,
     },
+    /// An address of which it is not said who is there.
+    #[error(
+        "{address} is the address of no configured peer, so it is not known whose certificate to expect there: add it under [peers] \
+         with the host's name, as in host-b = \"{address}\""
+    )]
+    Nameless {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// A host that may not do what is asked for.
+    #[error("{host} may not {act} (named are {allowed}): add it to [allow] {setting} on {here} if it should")]
+    NotAllowed {
+        /// This host.
+        here: String,
+        /// The other.
+        host: String,
+        /// What it may not.
+        act: &'static str,
+        /// The setting that says so.
+        setting: &'static str,
+        /// Who may.
+        allowed: String,
+    },
 }
 
 impl AgentConfig {
@@ -152,10 +204,8 @@ impl AgentConfig {
     /// A sentence about what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        if !config.insecure {
-            return Err("this version has no encryption and no authentication yet: say insecure = true to run it on a network \
-                        that nobody else can reach"
-                .into());
+        if config.insecure && config.allow != AllowConfig::default() {
+            return Err("[allow] goes by certificates, and with insecure = true there are none: take one of the two away".into());
         }
         if config.name.is_empty() {
             return Err("name is empty: give this host's name".into());
@@ -172,11 +222,80 @@ impl AgentConfig {
         Ok(config)
     }
 
-    /// The control address of host `name`, which may also be an address itself.
+    /// The agent of host `name`, which may also be an address.
     ///
     /// # Errors
-    /// [`ConfigError::UnknownPeer`].
-    pub fn peer(&self, name: &str) -> Result<SocketAddr, ConfigError> {
+    /// [`ConfigError::UnknownPeer`]; [`ConfigError::Nameless`] where certificates are wanted.
+    pub fn peer(&self, name: &str) -> Result<Peer, ConfigError> {
+        let address = self.address(name)?;
+        if self.peers.contains_key(name) && !self.insecure {
+            return Ok(Peer { address, name: Some(name.to_owned()) });
+        }
+        self.peer_at(address)
+    }
+
+    /// The agent at an address.
+    ///
+    /// # Errors
+    /// [`ConfigError::Nameless`] where certificates are wanted.
+    pub fn peer_at(&self, address: SocketAddr) -> Result<Peer, ConfigError> {
+        if self.insecure {
+            return Ok(Peer { address, name: None });
+        }
+        let found = self.peers.keys().find(|name| self.address(name).is_ok_and(|other| other == address));
+        let name = found.cloned().ok_or(ConfigError::Nameless { address })?;
+        Ok(Peer { address, name: Some(name) })
+    }
+
+    /// Whether the host of this certificate may send VMs to this one.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotAllowed`].
+    pub fn may_send(&self, host: &str) -> Result<(), ConfigError> {
+        self.allowed(host, self.allow.send.as_deref(), "send", "send VMs to this host")
+    }
+
+    /// Whether the host of this certificate may be given VMs.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotAllowed`].
+    pub fn may_receive(&self, host: &str) -> Result<(), ConfigError> {
+        self.allowed(host, self.allow.receive.as_deref(), "receive", "receive VMs from this host")
+    }
+
+    fn allowed(
+        &self,
+        host: &str,
+        named: Option<&[String]>,
+        setting: &'static str,
+        act: &'static str,
+    ) -> Result<(), ConfigError> {
+        let names: Vec<&str> = match named {
+            Some(named) => named.iter().map(String::as_str).collect(),
+            None => self.peers.keys().map(String::as_str).collect(),
+        };
+        if names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
+            return Ok(());
+        }
+        Err(ConfigError::NotAllowed {
+            here: self.name.clone(),
+            host: host.to_owned(),
+            act,
+            setting,
+            allowed: if names.is_empty() { "none".into() } else { names.join(", ") },
+        })
+    }
+
+    /// Whether a connection comes from an address of [`Self::peers`], which proves nothing.
+    pub fn is_peer_address(&self, ip: IpAddr) -> bool {
+        let of = |text: &String| {
+            let address = text.parse().map(|address: SocketAddr| address.ip());
+            address.or_else(|_| text.parse::<IpAddr>()).ok()
+        };
+        self.peers.values().filter_map(of).any(|peer| peer.to_canonical() == ip.to_canonical())
+    }
+
+    fn address(&self, name: &str) -> Result<SocketAddr, ConfigError> {
         let text = self.peers.get(name).map_or(name, String::as_str);
         let resolved = text.parse::<SocketAddr>().ok().or_else(|| {
             let ip = text.parse().ok()?;
@@ -228,17 +347,50 @@ max-arriving = 2
     #[test]
     fn peers_by_name_or_address() {
         let config = AgentConfig::parse(GOOD).unwrap();
-        assert_eq!(config.peer("host-b").unwrap(), "10.0.0.2:4790".parse().unwrap());
-        assert_eq!(config.peer("192.0.2.7").unwrap(), "192.0.2.7:4790".parse().unwrap());
-        assert_eq!(config.peer("192.0.2.7:1").unwrap(), "192.0.2.7:1".parse().unwrap());
+        let at = |text: &str| Peer { address: text.parse().unwrap(), name: None };
+        assert_eq!(config.peer("host-b").unwrap(), at("10.0.0.2:4790"));
+        assert_eq!(config.peer("192.0.2.7").unwrap(), at("192.0.2.7:4790"));
+        assert_eq!(config.peer("192.0.2.7:1").unwrap(), at("192.0.2.7:1"));
         let error = config.peer("host-c").unwrap_err().to_string();
         assert!(error.contains("configured are host-b"), "{error}");
+    }
+
+    fn secure(more: &str) -> AgentConfig {
+        AgentConfig::parse(&(GOOD.replace("insecure = true", "") + more)).unwrap()
+    }
+
+    #[test]
+    fn with_certificates_every_peer_has_a_name() {
+        let config = secure("");
+        assert_eq!(config.pki_dir, PathBuf::from("/etc/xferry/pki"));
+        let b = Peer { address: "10.0.0.2:4790".parse().unwrap(), name: Some("host-b".into()) };
+        for name in ["host-b", "10.0.0.2:4790", "10.0.0.2"] {
+            assert_eq!(config.peer(name).unwrap(), b, "{name}");
+        }
+        let error = config.peer("192.0.2.7").unwrap_err().to_string();
+        assert!(error.contains("192.0.2.7:4790") && error.contains("[peers]"), "{error}");
+        assert!(config.is_peer_address("10.0.0.2".parse().unwrap()));
+        assert!(config.is_peer_address("::ffff:10.0.0.2".parse().unwrap()));
+        assert!(!config.is_peer_address("10.0.0.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn who_may_do_what() {
+        let config = secure("");
+        assert!(config.may_send("HOST-B").is_ok() && config.may_receive("host-b").is_ok());
+        let error = config.may_send("host-c").unwrap_err().to_string();
+        assert!(["host-c", "send VMs", "host-b", "[allow] send", "host-a"].iter().all(|w| error.contains(w)));
+        let config = secure("[allow]\nsend = [\"host-c\"]\nreceive = []\n");
+        assert!(config.may_send("host-c").is_ok() && config.may_send("host-b").is_err());
+        let error = config.may_receive("host-b").unwrap_err().to_string();
+        assert!(error.contains("named are none") && error.contains("[allow] receive"), "{error}");
+        let both = AgentConfig::parse(&format!("{GOOD}[allow]\nsend = []\n")).unwrap_err();
+        assert!(both.contains("[allow]") && both.contains("insecure = true"), "{both}");
     }
 
     #[test]
     fn mistakes_are_named() {
         let problem = |from: &str, to: &str| AgentConfig::parse(&GOOD.replace(from, to)).unwrap_err();
-        assert!(problem("insecure = true", "").contains("insecure = true"));
         assert!(problem("interface", "interfase").contains("interfase"));
         assert!(problem("10.0.0.1:4790", "10.0.0.1").contains("listen"));
         assert!(problem("round = 3", "round = 0").contains("round is 0"));

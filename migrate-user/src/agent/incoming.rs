@@ -12,18 +12,23 @@ use std::{
 
 use migrate_common::PAGE_SIZE;
 
-use super::{Agent, announcing, ram::RamFiles};
+use super::{
+    Agent, announcing,
+    ram::RamFiles,
+    security::{Place, took_part},
+};
 use crate::{
-    control::{Prepare, Prepared},
+    control::{ControlError, Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
     memory::{
         Access, Backend, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents,
     },
     migration::{
-        DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Session, Unprepared,
+        DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Role, Session, Unprepared,
         Verdict,
     },
     network::Announcer,
+    pki::Certified,
     preflight::{self, Admission, Check, DestinationFacts, Finding, HostFacts, Outcome},
     vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
 };
@@ -53,6 +58,12 @@ pub(super) struct IncomingHost {
     ram: RamFiles,
     /// Address of the host that the VM comes from.
     peer: IpAddr,
+    /// What that host has proved to be; `None` with `insecure = true`.
+    certified: Option<Certified>,
+    /// Its place among those who have not yet said who they are.
+    place: Option<Place>,
+    /// That it may send nothing here, not even probes.
+    forbidden: bool,
 }
 
 impl Drop for IncomingHost {
@@ -75,9 +86,12 @@ impl FeedbackTx for LaneFeedback {
 }
 
 impl IncomingHost {
-    pub fn new(agent: Arc<Agent>, peer: IpAddr) -> Self {
+    pub fn new(agent: Arc<Agent>, peer: IpAddr, certified: Option<Certified>, place: Place) -> Self {
         Self {
             agent,
+            certified,
+            place: Some(place),
+            forbidden: false,
             inbound: None,
             announcer: None,
             nics: 0,
@@ -93,6 +107,21 @@ impl IncomingHost {
     /// Number of the session, once there is one.
     pub fn session(&self) -> Option<u64> {
         self.session.as_ref().map(|session| session.session)
+    }
+
+    /// Whether who asks may know how a session stands: only its other host, and only in the part that asks this.
+    fn may_ask(&self, session: u64, role: Role) -> Result<(), MigrationError> {
+        let Some((ours, begun)) = self.agent.journal.begun(session) else {
+            // There is no answer then, whoever asks.
+            return Ok(());
+        };
+        let asks = self.certified.as_ref();
+        if ours == role && asks.is_none_or(|asks| took_part(&self.agent.config, asks, self.peer, &begun)) {
+            return Ok(());
+        }
+        let who = self.certified.as_ref().map_or_else(|| self.peer.to_string(), |it| it.name.clone());
+        tracing::warn!(who, id = begun.id, "asks about a migration that is not its own, and is not told");
+        Err(MigrationError::Host(format!("{who} took no such part in this migration: it is not told")))
     }
 
     fn inbound(&self) -> Result<&Arc<Inbound>, MigrationError> {
@@ -314,10 +343,31 @@ fn reserve(inbound: &Arc<Inbound>, chunks: Vec<(u64, u64)>) -> Result<JoinHandle
 impl DestinationHost for IncomingHost {
     type Vm = QemuDestination;
 
+    fn greeted(&mut self, name: &str) -> Result<(), MigrationError> {
+        self.place = None;
+        match &self.certified {
+            Some(certified) if !certified.is(name) => {
+                Err(ControlError::Name { said: name.to_owned(), certified: certified.name.clone() }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn admit(&mut self, request: &Prepare) -> Vec<Finding> {
         let agent = Arc::clone(&self.agent);
         let source = &request.facts;
         let name = &agent.config.name;
+        // Before anything of this host is told.
+        if let Some(certified) = &self.certified
+            && let Err(error) = agent.config.may_send(&certified.name)
+        {
+            self.forbidden = true;
+            tracing::warn!(vm = request.vm, %error, "a VM is refused");
+            return vec![
+                Finding::bad(Check::Admission, error.to_string(), ""),
+                preflight::not_compared(name),
+            ];
+        }
         let mtu = agent.port.nic().map_or(0, |nic| nic.mtu);
         let host = preflight::host_facts(name, agent.port.facts(mtu));
         let definition = match VmDefinition::read(&agent.config.vms_dir, &request.vm) {
@@ -347,6 +397,7 @@ impl DestinationHost for IncomingHost {
             id: request.id.clone(),
             vm: request.vm.clone(),
             peer: Some(SocketAddr::new(self.peer, request.control_port)),
+            peer_name: self.certified.as_ref().map(|certified| certified.name.clone()),
             keep_source: false,
             ram: Vec::new(),
         });
@@ -386,6 +437,9 @@ impl DestinationHost for IncomingHost {
     }
 
     fn hear_probes(&mut self, request: &Prepare, findings: &mut Vec<Finding>) -> Option<Prepared> {
+        if self.forbidden {
+            return None;
+        }
         // Without a page that a frame could be placed in.
         let nowhere = RamLayout::new(Vec::new());
         match self.open_session(request, nowhere, Vec::new(), Vec::new()) {
@@ -503,12 +557,14 @@ impl DestinationHost for IncomingHost {
     }
 
     async fn settle(&mut self, session: u64) -> Result<Verdict, MigrationError> {
+        self.may_ask(session, Role::Destination)?;
         let answer = self.agent.write_journal(move |journal| journal.asked_by_source(session)).await?;
         answer
             .ok_or_else(|| MigrationError::Host("whose the VM is, is just being found out: ask again".into()))
     }
 
     async fn claim(&mut self, session: u64, whole: bool) -> Result<Verdict, MigrationError> {
+        self.may_ask(session, Role::Source)?;
         let answer =
             self.agent.write_journal(move |journal| journal.claimed_by_destination(session, whole)).await?;
         answer.ok_or_else(|| MigrationError::Host("whose the VM is, is not known here: ask again".into()))

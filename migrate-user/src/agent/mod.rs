@@ -9,14 +9,16 @@ mod incoming;
 mod outgoing;
 mod port;
 mod ram;
+mod security;
 mod settle;
 mod worker;
 
 pub use api::{
     CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, Started, StatusAnswer,
 };
-pub use config::{AdmissionConfig, AgentConfig, ConfigError};
+pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer};
 pub use port::{Port, PortStatus};
+pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
 
 use std::{
@@ -28,7 +30,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    control::{self, ControlError, split},
+    control::{self, ControlError},
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
     preflight::{self, Check, Finding},
     report::{Recorder, Report, Status},
@@ -36,6 +38,7 @@ use crate::{
 use arrivals::Arrivals;
 use history::History;
 use incoming::IncomingHost;
+use security::Security;
 
 /// Everything an agent keeps.
 pub struct Agent {
@@ -46,6 +49,7 @@ pub struct Agent {
     settlements: settle::Settlements,
     active: Mutex<HashMap<String, Active>>,
     arrivals: Arrivals,
+    security: Security,
 }
 
 /// A migration that leaves this host.
@@ -95,6 +99,7 @@ impl Agent {
                 "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
             ));
         }
+        let security = Security::load(&config)?;
         let journal_path = config.state_dir.join("handover.journal");
         let journal = Arc::new(Journal::open(&journal_path).map_err(|error| {
             AgentError::Host(format!(
@@ -116,6 +121,7 @@ impl Agent {
             settlements: settle::Settlements::default(),
             active: Mutex::default(),
             arrivals: Arrivals::default(),
+            security,
             config,
         });
         port::log_xdp(&agent.port);
@@ -123,8 +129,10 @@ impl Agent {
             name = agent.config.name,
             control = %agent.config.control.listen,
             nic = agent.config.migration.interface,
-            "agent ready; control channel and pages are NOT encrypted (insecure = true)"
+            "agent ready; {}",
+            agent.security
         );
+        agent.security.warn();
         settle::recover(&agent, None);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
@@ -185,6 +193,7 @@ impl Agent {
     fn start(self: &Arc<Self>, request: MigrateRequest) -> Result<String, AgentError> {
         let definition = crate::vmm::VmDefinition::read(&self.config.vms_dir, &request.vm)?;
         let peer = self.config.peer(&request.to)?;
+        self.may_give(&peer)?;
         self.settlements.free(&request.vm)?;
         let id = self.history.next_id(&self.config.name);
         let (cancel, cancelled) = Cancel::pair();
@@ -232,8 +241,12 @@ impl Agent {
             same.map(|(id, _)| AgentError::AlreadyMigrating { vm: request.vm.clone(), id: id.clone() })
         };
         let unsettled = self.settlements.free(&request.vm).err().map(AgentError::from);
+        let forbidden = self.may_give(&peer).err();
         let findings = match under_way.or(unsettled) {
             Some(reason) => vec![Finding::bad(Check::VmState, reason.to_string(), "")],
+            None if let Some(reason) = forbidden => {
+                vec![Finding::bad(Check::Admission, reason.to_string(), "")]
+            }
             None => outgoing::check(self, &definition, peer, request, &record).await,
         };
         record.update(|report| report.notes = preflight::notes(&findings));
@@ -245,6 +258,11 @@ impl Agent {
             findings,
             report: record.snapshot(),
         })
+    }
+
+    /// Whether a VM may go there.
+    fn may_give(&self, peer: &Peer) -> Result<(), AgentError> {
+        Ok(peer.name.as_deref().map_or(Ok(()), |name| self.config.may_receive(name))?)
     }
 
     fn cancel(&self, id: Option<&str>) -> Result<String, AgentError> {
@@ -283,7 +301,10 @@ impl Agent {
         StatusAnswer {
             name: self.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            encrypted: false,
+            encrypted: self.security.certificate().is_some(),
+            authenticated: self.security.certificate().is_some(),
+            pages_encrypted: false,
+            certificate: self.security.certificate(),
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
             arriving: self.arrivals.names(),
@@ -316,14 +337,26 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let agent = Arc::clone(&agent);
+                let Some(place) = agent.security.place(&agent.config, peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections that have proved nothing yet: hung up");
+                    continue;
+                };
                 tokio::spawn(async move {
                     let dead_peer = Limits::of(agent.config.limits.dead_peer);
                     if let Err(error) = control::tune(&stream, dead_peer) {
                         tracing::warn!(%peer, %error, "connection not usable");
                         return;
                     }
-                    let mut channel = split(stream);
-                    let mut host = IncomingHost::new(Arc::clone(&agent), peer.ip());
+                    let limit = Limits::of(agent.config.limits.hello);
+                    let mut channel = match agent.security.accept(stream, limit).await {
+                        Ok(channel) => channel,
+                        Err(error) => {
+                            tracing::info!(%peer, %error, "connection refused");
+                            return;
+                        }
+                    };
+                    let certified = channel.peer().cloned();
+                    let mut host = IncomingHost::new(Arc::clone(&agent), peer.ip(), certified, place);
                     let migration = DestinationMigration::new(
                         &mut host,
                         &mut channel,

@@ -10,13 +10,15 @@ use std::{
 };
 
 use super::{
-    Agent, MigrateRequest,
+    Agent, MigrateRequest, Peer,
     port::{LeasedSink, Port},
     ram::RamFiles,
-    refuse, settle,
+    refuse,
+    security::AgentChannel,
+    settle,
 };
 use crate::{
-    control::{self, Message, Prepare, Prepared, split},
+    control::{ControlError, Message, Prepare, Prepared},
     datapath::{
         Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
@@ -45,19 +47,19 @@ struct Departure {
     memory: GuestMemory,
     host: OutgoingHost,
     plan: SourcePlan,
-    channel: control::StreamChannel<tokio::net::TcpStream>,
+    channel: AgentChannel,
 }
 
 /// Runs one migration to its end; the report says how it ended.
 pub(super) async fn migrate(
     agent: &Arc<Agent>,
     definition: &VmDefinition,
-    peer: SocketAddr,
+    peer: Peer,
     request: MigrateRequest,
     record: Recorder,
     cancel: Cancel,
 ) {
-    match depart(agent, definition, peer, &request, &record).await {
+    match depart(agent, definition, &peer, &request, &record).await {
         Ok(mut departure) => {
             let Departure { vm, memory, host, plan, channel } = &mut departure;
             SourceMigration::new(vm, memory, host, channel, plan.clone(), record).run(cancel).await;
@@ -73,11 +75,11 @@ pub(super) async fn migrate(
 pub(super) async fn check(
     agent: &Arc<Agent>,
     definition: &VmDefinition,
-    peer: SocketAddr,
+    peer: Peer,
     request: &MigrateRequest,
     record: &Recorder,
 ) -> Vec<Finding> {
-    match depart(agent, definition, peer, request, record).await {
+    match depart(agent, definition, &peer, request, record).await {
         Ok(mut departure) => {
             departure.plan.prepare.check_only = true;
             let Departure { vm, memory, host, plan, channel } = &mut departure;
@@ -92,16 +94,16 @@ pub(super) async fn check(
 async fn depart(
     agent: &Arc<Agent>,
     definition: &VmDefinition,
-    peer: SocketAddr,
+    peer: &Peer,
     request: &MigrateRequest,
     record: &Recorder,
 ) -> Result<Departure, Vec<Finding>> {
     let limits = agent.config.limits;
-    let connect = || {
-        let own = agent.config.control.listen.ip();
-        control::connect(peer, Some(own), Limits::of(limits.connect), Limits::of(limits.dead_peer))
+    let connect = || agent.security.connect(peer, Some(agent.config.control.listen.ip()), limits);
+    let unreachable = |error: ControlError| match error.is_distrust() {
+        true => Finding::bad(Check::ControlChannel, error.to_string(), ""),
+        false => Finding::unknown(Check::Peer, error.to_string(), ""),
     };
-    let unreachable = |error: control::ControlError| Finding::unknown(Check::Peer, error.to_string(), "");
     let (qmp, facts) = match look(definition, limits).await {
         Ok(found) => found,
         Err(finding) => {
@@ -181,8 +183,8 @@ async fn depart(
         force: request.force,
         check_only: refused,
     };
-    let stream = match connect().await {
-        Ok(stream) => stream,
+    let channel = match connect().await {
+        Ok(channel) => channel,
         Err(error) => {
             findings.push(unreachable(error));
             return Err(findings);
@@ -197,6 +199,8 @@ async fn depart(
             peer_name: request.to.clone(),
             prepare,
             findings,
+            certified: channel.peer().cloned(),
+            secured: agent.security.finding(channel.peer()),
             can_send,
             quiesced,
             downtime_limit: request.downtime_limit_ms.map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
@@ -204,7 +208,7 @@ async fn depart(
             keep_source: request.keep_source,
             limits,
         },
-        channel: split(stream),
+        channel,
     })
 }
 
@@ -346,7 +350,7 @@ impl SourceMemory for GuestMemory {
 /// This host's part: journal, NIC, send queues, feedback sockets.
 struct OutgoingHost {
     agent: Arc<Agent>,
-    peer: SocketAddr,
+    peer: Peer,
     port: Arc<Port>,
     nic: Nic,
     session: Session,
@@ -393,7 +397,7 @@ impl Queues {
 impl OutgoingHost {
     fn new(
         agent: &Arc<Agent>,
-        peer: SocketAddr,
+        peer: &Peer,
         session: u64,
         request: &MigrateRequest,
         memory: &GuestMemory,
@@ -402,14 +406,15 @@ impl OutgoingHost {
     ) -> Self {
         Self {
             agent: Arc::clone(agent),
-            peer,
+            peer: peer.clone(),
             port: Arc::clone(&agent.port),
             nic: queues.nic,
             session: Session {
                 session,
                 id: record.snapshot().id,
                 vm: request.vm.clone(),
-                peer: Some(peer),
+                peer: Some(peer.address),
+                peer_name: peer.name.clone(),
                 keep_source: request.keep_source,
                 ram: memory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect(),
             },
@@ -462,7 +467,7 @@ impl SourceHost for OutgoingHost {
 
     async fn ask(&mut self) -> Option<Verdict> {
         let question = Message::Settle { session: self.session.session };
-        let asking = settle::ask_until_answered(&self.agent, self.peer, question, |_| {});
+        let asking = settle::ask_until_answered(&self.agent, &self.peer, question, |_| {});
         tokio::time::timeout(Limits::of(self.agent.config.limits.settle), asking).await.ok()
     }
 

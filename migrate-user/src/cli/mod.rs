@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod load;
 mod migrate;
+mod pki;
 mod resolve;
 mod show;
 
@@ -59,6 +60,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make certificates by which agents know each other
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
     /// Attach the XDP program to a NIC and show its counters, without an agent
     Load(load::LoadArgs),
 }
@@ -74,6 +78,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
             xferry::agent::run(&config).await?;
             Ok(0)
         }
+        Command::Pki(command) => pki::run(command),
         Command::Load(arguments) => load::run(&arguments),
         Command::Resolve(arguments) => resolve::run(&client, arguments).await,
         Command::Migrate(arguments) => migrate::run(&client, arguments).await,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 use xferry::{
-    agent::{CancelAnswer, Progress, Unsettled},
+    agent::{CancelAnswer, CertificateStatus, Progress, Unsettled},
     datapath::QueueFigures,
     report::{self, Report},
 };
@@ -18,12 +18,12 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
     }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let port = &status["port"];
-    println!(
-        "{} (xferry {}){}",
-        text(&status["name"]),
-        text(&status["version"]),
-        if status["encrypted"] == true { "" } else { ", NOT ENCRYPTED (insecure = true)" }
-    );
+    println!("{} (xferry {}){}", text(&status["name"]), text(&status["version"]), secured(&status));
+    let certificate: Option<CertificateStatus> =
+        serde_json::from_value(status["certificate"].clone()).unwrap_or_default();
+    if let Some(certificate) = certificate {
+        println!("  {}", ending(&certificate));
+    }
     println!(
         "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
         text(&port["interface"]),
@@ -92,6 +92,29 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         );
     }
     Ok(0)
+}
+
+/// How the agent's channels are secured.
+fn secured(status: &Value) -> &'static str {
+    match (status["encrypted"] == true, status["pages-encrypted"] == true) {
+        (true, true) => ", control channel and pages authenticated and encrypted",
+        (true, false) => ", control channel authenticated and encrypted (TLS 1.3), pages NOT ENCRYPTED",
+        (false, _) => ", NOT ENCRYPTED, NOT AUTHENTICATED (insecure = true)",
+    }
+}
+
+fn ending(certificate: &CertificateStatus) -> String {
+    let CertificateStatus { name, expires, days_left, ends_soon } = certificate;
+    match (*days_left, ends_soon) {
+        (..0, _) => format!(
+            "CERTIFICATE of {name} HAS EXPIRED on {expires}, and peers refuse it: issue a new one (`xferry pki issue {name}`) and \
+             restart the agent"
+        ),
+        (days, true) => format!(
+            "CERTIFICATE of {name} ENDS on {expires} ({days} days): issue a new one (`xferry pki issue {name}`) and restart the agent"
+        ),
+        (days, false) => format!("certificate of {name} until {expires} ({days} days)"),
+    }
 }
 
 pub async fn report(client: &Client, id: Option<&str>, json: bool) -> Result<u8> {

@@ -1,6 +1,6 @@
 //! Messages over a byte stream.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io::ErrorKind, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,9 +8,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{ControlError, Message};
 
 /// Longest message taken, bytes. The longest real one lists the losses of a round: 16 bytes of text a range.
-const MAX_MESSAGE: usize = 16 << 20;
-/// Longest first item, bytes: a hello. Whoever has not said one cannot make this host hold more.
+pub const MAX_MESSAGE: usize = 16 << 20;
+/// Longest first message taken, bytes: nobody knows yet who says it.
 const MAX_FIRST: usize = 4096;
+/// First bytes of a TLS record with a handshake or an alert (RFC 8446, section 5.1).
+const TLS_RECORDS: [[u8; 2]; 2] = [[0x16, 3], [0x15, 3]];
 /// Type byte of a JSON message. 0 is reserved.
 const JSON: u8 = 1;
 /// Type byte of device state.
@@ -42,13 +44,20 @@ pub trait Channel: Send {
 pub struct StreamChannel<S> {
     stream: S,
     received: BytesMut,
-    /// Longest item taken now, bytes.
-    longest: usize,
+    /// Longest item taken, bytes.
+    limit: usize,
 }
 
 /// Wraps a stream.
 pub fn split<S: AsyncRead + AsyncWrite + Unpin + Send>(stream: S) -> StreamChannel<S> {
-    StreamChannel { stream, received: BytesMut::new(), longest: MAX_FIRST }
+    StreamChannel { stream, received: BytesMut::new(), limit: MAX_FIRST }
+}
+
+impl<S> StreamChannel<S> {
+    /// What it runs over.
+    pub const fn stream(&self) -> &S {
+        &self.stream
+    }
 }
 
 fn encode(item: &Item) -> Result<Bytes, ControlError> {
@@ -75,21 +84,20 @@ fn encode(item: &Item) -> Result<Bytes, ControlError> {
     Ok(out.freeze())
 }
 
-/// Takes one item off the front of `buffer`, if it is there whole.
+/// Takes one item of at most `limit` bytes off the front of `buffer`, if it is there whole.
 ///
 /// # Errors
-/// [`ControlError::Malformed`]; the stream cannot be used after it.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Item>, ControlError> {
-    decode_within(buffer, MAX_MESSAGE)
-}
-
-/// [`decode`] for items of at most `longest` bytes.
-fn decode_within(buffer: &mut BytesMut, longest: usize) -> Result<Option<Item>, ControlError> {
+/// [`ControlError::Malformed`] or [`ControlError::PeerTls`]; the stream cannot be used after it.
+pub fn decode(buffer: &mut BytesMut, limit: usize) -> Result<Option<Item>, ControlError> {
     let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+    // No item is that long, so nothing else can be meant.
+    if TLS_RECORDS.contains(&[length[0], length[1]]) {
+        return Err(ControlError::PeerTls);
+    }
     let length = u32::from_be_bytes(*length) as usize;
-    if length == 0 || length > longest {
+    if length == 0 || length > limit {
         return Err(ControlError::Malformed(format!(
-            "a length of {length} bytes is not between 1 and {longest}"
+            "a length of {length} bytes is not between 1 and {limit}"
         )));
     }
     if buffer.len() < 4 + length {
@@ -119,13 +127,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
     async fn recv(&mut self, awaited: &'static str, limit: Duration) -> Result<Item, ControlError> {
         let receive = async {
             loop {
-                if let Some(item) = decode_within(&mut self.received, self.longest)? {
-                    self.longest = MAX_MESSAGE;
+                if let Some(item) = decode(&mut self.received, self.limit)? {
+                    self.limit = MAX_MESSAGE;
                     return Ok(item);
                 }
-                if self.stream.read_buf(&mut self.received).await? == 0 {
-                    return Err(ControlError::Closed);
-                }
+                match self.stream.read_buf(&mut self.received).await {
+                    Ok(0) => return Err(ControlError::Closed),
+                    // TLS without its last word. Each item says how long it is, so nothing is cut short unseen.
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                        return Err(ControlError::Closed);
+                    }
+                    read => read?,
+                };
             }
         };
         tokio::time::timeout(limit, receive).await.map_err(|_| ControlError::Timeout { awaited, limit })?
@@ -171,7 +184,23 @@ mod tests {
     fn lengths_are_checked_before_memory_is_taken() {
         for length in [0u32, MAX_MESSAGE as u32 + 1, u32::MAX] {
             let mut buffer = BytesMut::from(&length.to_be_bytes()[..]);
-            assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))), "{length}");
+            assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))), "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_not_listened_to_for_long() {
+        let (mut a, b) = tokio::io::duplex(64);
+        let mut b = split(b);
+        a.write_all(&(MAX_FIRST as u32 + 1).to_be_bytes()).await.unwrap();
+        assert!(matches!(b.recv("its hello", LIMIT).await, Err(ControlError::Malformed(_))));
+    }
+
+    #[test]
+    fn tls_is_told_from_nonsense() {
+        for record in [[0x16, 3, 1, 2, 0, 1], [0x15, 3, 3, 0, 2, 2]] {
+            let mut buffer = BytesMut::from(&record[..]);
+            assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::PeerTls)));
         }
     }
 
@@ -203,7 +232,7 @@ mod tests {
         let encoded = |len: usize| encode(&Item::State(Bytes::from(vec![0; len])));
         assert!(encoded(MAX_MESSAGE).is_err());
         let mut buffer = BytesMut::from(&encoded(MAX_MESSAGE - 1).unwrap()[..]);
-        assert!(matches!(decode(&mut buffer), Ok(Some(Item::State(_)))));
+        assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Ok(Some(Item::State(_)))));
     }
 
     #[test]
@@ -213,7 +242,7 @@ mod tests {
         buffer.put_u32(body.len() as u32 + 1);
         buffer.put_u8(JSON);
         buffer.put_slice(body);
-        let error = decode(&mut buffer).unwrap_err().to_string();
+        let error = decode(&mut buffer, MAX_MESSAGE).unwrap_err().to_string();
         assert!(error.contains("round-closed") && error.contains("9..3"), "{error}");
     }
 
@@ -222,7 +251,7 @@ mod tests {
         for message in crate::fuzzing::seeds::every_message() {
             let item = Item::Message(message);
             let mut buffer = BytesMut::from(&encode(&item).unwrap()[..]);
-            assert_eq!(decode(&mut buffer).unwrap(), Some(item));
+            assert_eq!(decode(&mut buffer, MAX_MESSAGE).unwrap(), Some(item));
             assert!(buffer.is_empty());
         }
     }
@@ -230,13 +259,13 @@ mod tests {
     #[test]
     fn unknown_types_and_messages_are_refused() {
         let mut buffer = BytesMut::from(&[0, 0, 0, 1, 9][..]);
-        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+        assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))));
         let body = br#"{"type":"dance"}"#;
         let mut buffer = BytesMut::new();
         buffer.put_u32(body.len() as u32 + 1);
         buffer.put_u8(JSON);
         buffer.put_slice(body);
-        assert!(matches!(decode(&mut buffer), Err(ControlError::Malformed(_))));
+        assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))));
     }
 
     fn ranges() -> impl Strategy<Value = Vec<(u32, u32)>> {
@@ -264,11 +293,16 @@ mod tests {
                     }))
                 }
             ),
-            (any::<u32>(), proptest::collection::vec(any::<u32>(), 0..64), any::<bool>())
-                .prop_map(|(epoch, frames, last)| Message::RoundEnd { epoch, frames, last }),
+            (any::<u32>(), proptest::collection::vec(any::<u32>(), 0..64), any::<bool>(), 0u64..10_000_000)
+                .prop_map(|(epoch, frames, last, transit_us)| Message::RoundEnd {
+                    epoch,
+                    frames,
+                    last,
+                    transit_us
+                }),
             (any::<u32>(), losses).prop_map(|(epoch, losses)| {
                 let losses = losses.into_iter().map(|(lane, missing)| LaneLosses { lane, missing }).collect();
-                Message::RoundClosed { epoch, losses }
+                Message::RoundClosed { epoch, losses, queues: Vec::new() }
             }),
             (any::<u32>(), any::<u32>(), any::<u16>()).prop_map(|(announced, announcements, ms)| {
                 // A number of ms that text holds exactly.
@@ -292,7 +326,7 @@ mod tests {
             let (mut buffer, mut got) = (BytesMut::new(), Vec::new());
             for part in stream.chunks(cut) {
                 buffer.extend_from_slice(part);
-                while let Some(item) = decode(&mut buffer).unwrap() {
+                while let Some(item) = decode(&mut buffer, MAX_MESSAGE).unwrap() {
                     got.push(item);
                 }
             }
@@ -302,7 +336,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let mut buffer = BytesMut::from(&bytes[..]);
-            while let Ok(Some(_)) = decode(&mut buffer) {}
+            while let Ok(Some(_)) = decode(&mut buffer, MAX_MESSAGE) {}
         }
     }
 }

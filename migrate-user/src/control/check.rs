@@ -46,7 +46,9 @@ impl Message {
             Self::Examined(examined) => most("findings", examined.findings.len(), MAX_FINDINGS)
                 .and_then(|()| examined.prepared.as_ref().map_or(Ok(()), prepared)),
             Self::RoundEnd { frames, .. } => most("lanes", frames.len(), MAX_LANES),
-            Self::RoundClosed { losses, .. } => lost(losses),
+            Self::RoundClosed { losses, queues, .. } => {
+                lost(losses).and_then(|()| most("queues", queues.len(), MAX_LANES))
+            }
             Self::Died { reason } | Self::Abort { reason } => {
                 most("bytes of a reason", reason.len(), MAX_REASON)
             }
@@ -190,7 +192,8 @@ mod tests {
         let closed = |losses: &[(u16, &[(u32, u32)])]| {
             let lane =
                 |&(lane, missing): &(u16, &[(u32, u32)])| LaneLosses { lane, missing: missing.to_vec() };
-            Message::RoundClosed { epoch: 1, losses: losses.iter().map(lane).collect() }.check()
+            Message::RoundClosed { epoch: 1, losses: losses.iter().map(lane).collect(), queues: Vec::new() }
+                .check()
         };
         closed(&[(0, &[(0, 1), (1, 2), (5, u32::MAX)]), (63, &[])]).unwrap();
         assert!(closed(&[(0, &[(2, 1)])]).unwrap_err().contains("2..1"));
@@ -204,7 +207,10 @@ mod tests {
     fn other_lists_are_bounded_too() {
         let frames = vec![0; 65];
         assert!(
-            Message::RoundEnd { epoch: 1, frames, last: false }.check().unwrap_err().contains("65 lanes")
+            Message::RoundEnd { epoch: 1, frames, last: false, transit_us: 0 }
+                .check()
+                .unwrap_err()
+                .contains("65 lanes")
         );
         assert!(Message::Abort { reason: "x".repeat(MAX_REASON + 1) }.check().is_err());
         let mut hello = Message::hello("a");

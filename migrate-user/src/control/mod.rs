@@ -1,4 +1,5 @@
-//! The control channel: what the two agents say to each other about one migration, over one TCP connection.
+//! The control channel: what the two agents say to each other about one migration, over one TCP connection, in TLS 1.3
+//! unless it is configured `insecure`.
 //!
 //! Each message is a length (4 bytes, big-endian), a type byte, and a body: JSON for [`Message`]s, raw bytes for
 //! device state. Lengths are checked before memory is taken, and what is in a message before it is used.
@@ -7,10 +8,14 @@ mod channel;
 mod check;
 mod message;
 mod socket;
+mod stream;
+mod tls;
 
-pub use channel::{Channel, Item, StreamChannel, decode, split};
+pub use channel::{Channel, Item, MAX_MESSAGE, StreamChannel, decode, split};
 pub use message::{Commit, Examined, Message, PROTOCOL, Prepare, Prepared, Running, VerifyMode};
 pub use socket::{connect, listen, tune};
+pub use stream::ControlStream;
+pub use tls::{secure_from, secure_to};
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -41,7 +46,7 @@ pub enum ControlError {
     },
     /// The connection broke.
     #[error("the connection to the other agent broke: {0}")]
-    Broken(#[from] std::io::Error),
+    Broken(#[source] std::io::Error),
     /// The peer hung up.
     #[error("the other agent closed the connection")]
     Closed,
@@ -58,6 +63,38 @@ pub enum ControlError {
         /// Theirs.
         theirs: u32,
     },
+    /// The peer speaks TLS where none is awaited.
+    #[error(
+        "the other agent speaks TLS, and this one has insecure = true: give this host certificates too (`xferry pki`) and take \
+         insecure = true away, or set it on both hosts"
+    )]
+    PeerTls,
+    /// The peer speaks something else than TLS.
+    #[error(
+        "the other agent does not speak TLS, which this one wants: give that host certificates too (`xferry pki`) and take \
+         insecure = true away there, or set it on both hosts"
+    )]
+    PeerPlain,
+    /// The peer is not who it should be.
+    #[error("the other agent's certificate is not accepted: {0}")]
+    Peer(String),
+    /// The peer does not believe who this is.
+    #[error("the other agent does not accept this host's certificate: {0}")]
+    Own(String),
+    /// The peer's name is not that of its certificate.
+    #[error(
+        "the other agent says that it is {said:?}, and its certificate is one for {certified:?}: its `name` must be that of its \
+         certificate"
+    )]
+    Name {
+        /// What it says.
+        said: String,
+        /// What it proved.
+        certified: String,
+    },
+    /// Something else about TLS.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(String),
     /// No answer in time.
     #[error("the other agent did not send {awaited} within {} s", limit.as_secs())]
     Timeout {
@@ -69,4 +106,17 @@ pub enum ControlError {
     /// The peer gave up and says why.
     #[error("{0}")]
     Refused(String),
+}
+
+impl ControlError {
+    /// Whether it is certain that the two agents do not trust each other: trying again changes nothing.
+    pub const fn is_distrust(&self) -> bool {
+        matches!(self, Self::PeerTls | Self::PeerPlain | Self::Peer(_) | Self::Own(_) | Self::Name { .. })
+    }
+}
+
+impl From<std::io::Error> for ControlError {
+    fn from(error: std::io::Error) -> Self {
+        tls::explained(&error).unwrap_or(Self::Broken(error))
+    }
 }

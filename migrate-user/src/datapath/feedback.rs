@@ -115,8 +115,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comes_out_as_it_went_in(session: u64, epoch: u32, lane: u16, seen: u32) {
-            let feedback = Feedback { session, epoch, lane, seen };
+        fn comes_out_as_it_went_in(session: u64, epoch: u32, lane: u16, seen: u32, received: u32) {
+            let feedback = Feedback { session, epoch, lane, seen, received };
             prop_assert_eq!(Feedback::parse(&feedback.to_bytes()), Some(feedback));
         }
     }

@@ -77,6 +77,7 @@ impl Guest {
             reservations,
             frames: FrameLayout::new(9000, false, false).ok()?,
             hash: true,
+            queues: 1,
             feedback: Box::new(Check),
             feedback_every: 1,
         });
@@ -145,7 +146,7 @@ pub fn frame(data: &[u8]) {
 }
 
 fn receive(guest: &mut Guest, mut data: &[u8]) {
-    let mut receiver = SessionReceiver::new(Arc::clone(&guest.inbound));
+    let mut receiver = SessionReceiver::new(Arc::clone(&guest.inbound), 0);
     let mut epoch = 1;
     while let [flags, low, high, rest @ ..] = data {
         // Headers, frame and their lengths fit 16 bits.

@@ -148,7 +148,7 @@ fn frames() -> Vec<(String, Vec<u8>)> {
 }
 
 fn feedbacks() -> Vec<(String, Vec<u8>)> {
-    let one = Feedback { session: 0x0123_4567_89ab_cdef, epoch: 7, lane: 3, seen: 99 };
+    let one = Feedback { session: 0x0123_4567_89ab_cdef, epoch: 7, lane: 3, seen: 99, received: 98 };
     vec![("one".into(), one.to_bytes().to_vec())]
 }
 
@@ -192,10 +192,11 @@ pub(crate) fn every_message() -> Vec<Message> {
         Message::Examined(Box::new(crate::control::Examined { findings, prepared: Some(prepared) })),
         Message::Probed { frames: 8 },
         Message::ProbeResult { frames: 8 },
-        Message::RoundEnd { epoch: 1, frames: vec![10, 20], last: false },
+        Message::RoundEnd { epoch: 1, frames: vec![10, 20], last: false, transit_us: 500 },
         Message::RoundClosed {
             epoch: 1,
             losses: vec![LaneLosses { lane: 1, missing: vec![(0, 3), (5, 6)] }],
+            queues: vec![crate::datapath::QueueFigures::default()],
         },
         Message::StateEnd { bytes: 100_000 },
         Message::Loaded { digest: None },

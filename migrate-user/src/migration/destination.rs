@@ -33,6 +33,11 @@ pub struct Preparation<V> {
 pub trait DestinationHost: Send {
     /// A VM that waits for its state.
     type Vm: DestinationVm;
+    /// The source has said that it is host `name`.
+    ///
+    /// # Errors
+    /// When it is known to be another.
+    fn greeted(&mut self, name: &str) -> Result<(), MigrationError>;
     /// Whether this VM may come at all, before anything is written or started: what can be told so far. If that
     /// refuses it, nothing is written or started.
     fn admit(&mut self, request: &Prepare) -> Vec<Finding>;
@@ -196,8 +201,8 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
     }
 
     async fn greet(&mut self) -> Result<(), MigrationError> {
-        let theirs = match self.channel.recv("its hello", Limits::of(self.limits.hello)).await? {
-            Item::Message(Message::Hello { protocol, .. }) => protocol,
+        let (theirs, name) = match self.channel.recv("its hello", Limits::of(self.limits.hello)).await? {
+            Item::Message(Message::Hello { protocol, name, .. }) => (protocol, name),
             Item::Message(other) => return Err(unexpected(&other, "its hello")),
             Item::State(_) => {
                 return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" });
@@ -207,7 +212,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
         if theirs != PROTOCOL {
             return Err(ControlError::Version { ours: PROTOCOL, theirs }.into());
         }
-        Ok(())
+        self.host.greeted(&name)
     }
 
     /// The next item. A round may take long, so silence counts only while no frames come either.

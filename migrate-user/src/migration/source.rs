@@ -13,9 +13,10 @@ use tokio::sync::watch;
 
 use super::{Decision, Limits, MigrationError, Policy, RoundFigures, SourceHandover, Verdict};
 use crate::{
-    control::{Channel, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
+    control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::LaneLosses,
     memory::{Digest, MemoryError, PageSet},
+    pki::Certified,
     preflight::{self, Check, Finding},
     report::{Phase, Recorder, Round},
     vmm::SourceVm,
@@ -134,6 +135,10 @@ pub struct SourcePlan {
     pub prepare: Prepare,
     /// What this host found alone.
     pub findings: Vec<Finding>,
+    /// What the destination has proved to be, if it has.
+    pub certified: Option<Certified>,
+    /// How the control channel is secured.
+    pub secured: Finding,
     /// Whether this host can send frames. Where not, there is a finding about it.
     pub can_send: bool,
     /// Whether dirty scans need a stopped VM.
@@ -272,14 +277,18 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         match self.hear("its hello", self.plan.limits.hello).await? {
             Message::Hello { protocol: PROTOCOL, name, clock, .. } => {
                 let after = preflight::wall_clock();
+                if let Some(certified) = self.plan.certified.as_ref().filter(|it| !it.is(&name)) {
+                    return Err(ControlError::Name { said: name, certified: certified.name.clone() }.into());
+                }
                 self.findings.push(Finding::good(Check::Peer, format!("{name} answers")));
+                self.findings.push(self.plan.secured.clone());
                 self.findings.push(preflight::clock(&name, before, clock, after));
                 self.record.update(|report| report.destination.clone_from(&name));
                 self.plan.peer_name = name;
                 Ok(())
             }
             Message::Hello { protocol: theirs, .. } => {
-                Err(crate::control::ControlError::Version { ours: PROTOCOL, theirs }.into())
+                Err(ControlError::Version { ours: PROTOCOL, theirs }.into())
             }
             other => Err(unexpected(&other, "its hello")),
         }
@@ -575,9 +584,11 @@ fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
 fn preflight_broken(error: &MigrationError) -> Finding {
     match error {
         // It was reached, and does not want.
-        MigrationError::Peer { .. }
-        | MigrationError::Control(crate::control::ControlError::Version { .. }) => {
+        MigrationError::Peer { .. } | MigrationError::Control(ControlError::Version { .. }) => {
             Finding::bad(Check::Peer, error.to_string(), "")
+        }
+        MigrationError::Control(control) if control.is_distrust() => {
+            Finding::bad(Check::ControlChannel, error.to_string(), "")
         }
         other => Finding::unknown(Check::Peer, other.to_string(), ""),
     }

@@ -390,6 +390,9 @@ impl PageStream for Stream {
 
 impl DestinationHost for Host {
     type Vm = Destination;
+    fn greeted(&mut self, _: &str) -> Result<(), MigrationError> {
+        Ok(())
+    }
     fn admit(&mut self, _: &Prepare) -> Vec<Finding> {
         self.0.lock().unwrap().unadmitted.clone()
     }
@@ -575,6 +578,8 @@ fn plan(verify: Option<VerifyMode>, quiesced: bool) -> SourcePlan {
         peer_name: "b".into(),
         prepare,
         findings: vec![],
+        certified: None,
+        secured: Finding::good(Check::ControlChannel, "in memory"),
         can_send: true,
         quiesced,
         downtime_limit: Duration::from_millis(300),
@@ -898,7 +903,15 @@ async fn a_check_shows_everything_and_leaves_nothing() {
     drop(a);
     assert!(destination.await.unwrap().is_err());
     let checks: Vec<Check> = findings.iter().map(|finding| finding.check).collect();
-    assert_eq!(checks, [Check::Devices, Check::Peer, Check::ClockOffset, Check::CpuFeatures, Check::PathMtu]);
+    let expected = [
+        Check::Devices,
+        Check::Peer,
+        Check::ControlChannel,
+        Check::ClockOffset,
+        Check::CpuFeatures,
+        Check::PathMtu,
+    ];
+    assert_eq!(checks, expected);
     let world = world.lock().unwrap();
     assert!(world.source_runs && !world.destination_exists);
     assert!(!world.source_journal.is_open() && !world.destination_journal.is_open());

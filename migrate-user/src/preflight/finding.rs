@@ -22,6 +22,8 @@ pub enum Check {
     SendingNic,
     /// The other agent answers, in a protocol that this one speaks.
     Peer,
+    /// Both agents have proved who they are, and nobody else reads what they say.
+    ControlChannel,
     /// Versions of both agents.
     Agents,
     /// Both hosts' clocks.
@@ -68,7 +70,7 @@ pub enum Check {
 
 impl Check {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Monitor,
         Self::VmState,
         Self::RamBacking,
@@ -77,6 +79,7 @@ impl Check {
         Self::DirtyScan,
         Self::SendingNic,
         Self::Peer,
+        Self::ControlChannel,
         Self::Agents,
         Self::ClockOffset,
         Self::Admission,
@@ -388,6 +391,7 @@ mod tests {
             Check::PathMtu,
             Check::DeviceSet,
             Check::Admission,
+            Check::ControlChannel,
         ] {
             assert!(!check.overridable(), "{check:?}");
         }

@@ -16,6 +16,7 @@ mod finding;
 mod host;
 mod image;
 mod own;
+mod secured;
 mod table;
 
 #[cfg(test)]
@@ -32,4 +33,5 @@ pub use finding::{Check, Finding, Outcome, Verdict, notes, outcome, refusal, set
 pub use host::{backings, host_facts, wall_clock};
 pub use image::image_facts;
 pub use own::{own, sending_nic};
+pub use secured::control_channel;
 pub use table::table;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::pki;
 use super::plan::{CONTROL_PORT, MIGRATION_NIC, MIGRATION_PORT, Side};
 
 /// The file `xferry agent --config` reads.
@@ -17,6 +18,7 @@ struct AgentConfig {
     state_dir: PathBuf,
     vms_dir: PathBuf,
     insecure: bool,
+    pki_dir: PathBuf,
     control: Control,
     migration: Migration,
     peers: BTreeMap<&'static str, String>,
@@ -45,6 +47,7 @@ pub(super) fn config(
     host_dir: &Path,
     state_dir: &Path,
     limits: &[(&'static str, u64)],
+    insecure: bool,
 ) -> Result<String> {
     let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
     let config = AgentConfig {
@@ -52,7 +55,8 @@ pub(super) fn config(
         socket: socket(host_dir),
         state_dir: state_dir.to_owned(),
         vms_dir: host_dir.join("vms"),
-        insecure: true,
+        insecure,
+        pki_dir: pki::dir(host_dir),
         control: Control { listen: control(side) },
         migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
         peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
@@ -67,14 +71,16 @@ mod tests {
 
     #[test]
     fn peers_point_at_each_other() {
-        let config =
-            |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)]);
+        let config = |side, dir: &str| {
+            config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)], false)
+        };
         let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
         let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
         assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
         assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));
         assert_eq!(a["state-dir"].as_str(), Some("/run/a/state"));
+        assert_eq!(a["pki-dir"].as_str(), Some("/run/a/pki"));
         assert_eq!(a["limits"]["hello"].as_integer(), Some(7));
     }
 }

@@ -22,7 +22,7 @@ use super::report::Report;
 use super::sync::lock;
 use super::vm::{self, VmConfig, VmPaths};
 use super::wait::wait_for;
-use super::{LabConfig, agent, api, disk, netns};
+use super::{LabConfig, agent, api, disk, netns, pki};
 
 /// How long an agent may take until its API answers.
 const AGENT_LIMIT: Duration = Duration::from_secs(15);
@@ -37,6 +37,7 @@ pub struct Host {
     fixture: Arc<Fixture>,
     xferry: PathBuf,
     limits: Vec<(&'static str, u64)>,
+    insecure: bool,
     lifetime: Lifetime,
     agent: Mutex<Option<Process>>,
     vm: Mutex<Option<Process>>,
@@ -62,6 +63,7 @@ impl Host {
             fixture: Arc::clone(fixture),
             xferry: config.xferry.clone(),
             limits: config.limits.clone(),
+            insecure: config.insecure,
             lifetime,
             agent: Mutex::new(None),
             vm: Mutex::new(None),
@@ -118,6 +120,14 @@ impl Host {
     /// # Errors
     /// As [`Self::start_agent`].
     pub fn start_agent_with(&self, more: &str) -> Result<()> {
+        self.start_agent_by(&(self.agent_config()? + more))
+    }
+
+    /// The same by a configuration (TOML) of the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_by(&self, text: &str) -> Result<()> {
         if !self.xferry.is_file() {
             bail!(
                 "there is no program {}: build it with `cargo xtask build`, or name it by XFERRY_BIN or --xferry",
@@ -128,8 +138,10 @@ impl Host {
         if slot.is_some() {
             bail!("the agent of {} runs already", self.side);
         }
+        if !self.insecure {
+            self.fixture.while_up(|| pki::make(self.fixture.layout(), &self.xferry))?;
+        }
         let config = self.dir().join("agent.toml");
-        let text = self.agent_config()? + more;
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let argv = [&self.xferry, Path::new("agent"), Path::new("--config"), &config];
         let argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();
@@ -150,7 +162,37 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        agent::config(self.side, &self.dir(), &self.state_dir(), &self.limits)
+        agent::config(self.side, &self.dir(), &self.state_dir(), &self.limits, self.insecure)
+    }
+
+    /// Where the agent has its certificate and its key.
+    pub fn pki_dir(&self) -> PathBuf {
+        pki::dir(&self.dir())
+    }
+
+    /// Gives the agent, when it is started next, a certificate of another CA than its peer's, with its peer's CA in place
+    /// of its own: one who believes and is not believed.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn become_stranger(&self) -> Result<()> {
+        let ca = self.dir().join("another-ca");
+        self.fixture.while_up(|| {
+            let ours = fs::read(self.pki_dir().join("ca.pem"))?;
+            pki::init(&self.xferry, &ca)?;
+            pki::issue(&self.xferry, &ca, self.side.name(), &self.pki_dir())?;
+            let theirs = fs::read(self.pki_dir().join("ca.pem"))?;
+            Ok(fs::write(self.pki_dir().join("ca.pem"), [theirs, ours].concat())?)
+        })
+    }
+
+    /// Gives the agent, when it is started next, a new certificate of the lab's CA.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn renew_certificate(&self) -> Result<()> {
+        let ca = self.fixture.layout().run_dir().join("ca");
+        self.fixture.while_up(|| pki::issue(&self.xferry, &ca, self.side.name(), &self.pki_dir()))
     }
 
     /// Where the agent keeps its journal and reports.

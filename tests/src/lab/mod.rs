@@ -27,6 +27,7 @@ mod host;
 mod layout;
 pub(crate) mod monitor;
 pub mod netns;
+mod pki;
 pub mod plan;
 mod process;
 mod ready_ip;
@@ -77,6 +78,8 @@ pub struct LabConfig {
     pub limits: Vec<(&'static str, u64)>,
     /// What is wrong with the migration network; `None` is a cable. Needs ethtool.
     pub wire: Option<WireConfig>,
+    /// Whether the agents go without certificates.
+    pub insecure: bool,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -94,6 +97,7 @@ impl Default for LabConfig {
             state_disk: None,
             limits: Vec::new(),
             wire: None,
+            insecure: false,
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -102,6 +106,11 @@ impl Default for LabConfig {
 }
 
 impl LabConfig {
+    /// As [`Self::for_test`], without certificates: for tests that speak with an agent themselves.
+    pub fn insecure() -> Self {
+        Self { insecure: true, ..Self::for_test() }
+    }
+
     /// A lab with a prefix of its own, so that tests may run side by side.
     pub fn for_test() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

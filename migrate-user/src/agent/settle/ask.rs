@@ -1,10 +1,10 @@
 //! Questions about a session, each over a connection of its own.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use crate::{
-    agent::Agent,
-    control::{self, Channel, ControlError, Item, Message, PROTOCOL, split},
+    agent::{Agent, Peer},
+    control::{Channel, ControlError, Item, Message, PROTOCOL},
     migration::{Limits, MigrationError, Verdict},
 };
 
@@ -15,14 +15,18 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 ///
 /// # Errors
 /// When it cannot be reached or has no answer.
-async fn ask(agent: &Agent, peer: SocketAddr, question: Message) -> Result<Verdict, MigrationError> {
+async fn ask(agent: &Agent, peer: &Peer, question: Message) -> Result<Verdict, MigrationError> {
     let limits = agent.config.limits;
-    let connect = control::connect(peer, None, Limits::of(limits.connect), Limits::of(limits.dead_peer));
-    let mut channel = split(connect.await?);
+    let mut channel = agent.security.connect(peer, None, limits).await?;
     let limit = Limits::of(limits.hello);
     channel.send(Item::Message(Message::hello(&agent.config.name))).await?;
     match channel.recv("its hello", limit).await? {
-        Item::Message(Message::Hello { protocol: PROTOCOL, .. }) => {}
+        Item::Message(Message::Hello { protocol: PROTOCOL, name, .. }) => match channel.peer() {
+            Some(certified) if !certified.is(&name) => {
+                return Err(ControlError::Name { said: name, certified: certified.name.clone() }.into());
+            }
+            _ => {}
+        },
         Item::Message(Message::Hello { protocol, .. }) => {
             return Err(ControlError::Version { ours: PROTOCOL, theirs: protocol }.into());
         }
@@ -34,7 +38,7 @@ async fn ask(agent: &Agent, peer: SocketAddr, question: Message) -> Result<Verdi
         Item::Message(Message::Settled { accepted: false }) => Ok(Verdict::Refused),
         // It has no answer yet, and says why.
         Item::Message(Message::Abort { reason }) => {
-            Err(MigrationError::Peer { host: peer.to_string(), reason })
+            Err(MigrationError::Peer { host: peer.address.to_string(), reason })
         }
         other => Err(unexpected(&other, "who has the VM")),
     }
@@ -51,7 +55,7 @@ fn unexpected(item: &Item, awaited: &'static str) -> MigrationError {
 /// Asks until there is an answer. `heard` is told why there is none yet.
 pub(in crate::agent) async fn ask_until_answered(
     agent: &Agent,
-    peer: SocketAddr,
+    peer: &Peer,
     question: Message,
     heard: impl Fn(&MigrationError),
 ) -> Verdict {
@@ -60,7 +64,7 @@ pub(in crate::agent) async fn ask_until_answered(
         match ask(agent, peer, question.clone()).await {
             Ok(verdict) => return verdict,
             Err(error) => {
-                tracing::info!(%peer, %error, "cannot settle yet");
+                tracing::info!(peer = %peer.address, %error, "cannot settle yet");
                 heard(&error);
             }
         }

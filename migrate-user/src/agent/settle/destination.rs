@@ -118,15 +118,17 @@ async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut DestinationH
             },
         )
     };
-    let Some(peer) = session.peer else {
-        let resolution =
-            settlement.human(format!("{state}; its address is not in the journal"), choice).await;
-        handover.resolved(resolution);
-        return;
+    let peer = match super::peer_of(agent, session) {
+        Ok(peer) => peer,
+        Err(why) => {
+            let resolution = settlement.human(format!("{state}; {why}"), choice).await;
+            handover.resolved(resolution);
+            return;
+        }
     };
     let question = Message::Claim { session: session.session, whole };
     tokio::select! {
-        verdict = ask_until_answered(agent, peer, question, |error| settlement.no_answer(&state, error)) => {
+        verdict = ask_until_answered(agent, &peer, question, |error| settlement.no_answer(&state, error)) => {
             handover.claimed(verdict);
         }
         resolution = settlement.human(state.clone(), choice) => handover.resolved(resolution),

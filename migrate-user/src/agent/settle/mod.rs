@@ -16,9 +16,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, Peer};
 use crate::{
-    migration::{MigrationError, OpenSession, Resolution, Role, Verdict},
+    migration::{MigrationError, OpenSession, Resolution, Role, Session, Verdict},
     vmm::{Qmp, QmpError, VmDefinition, VmmError},
 };
 
@@ -197,6 +197,17 @@ pub(super) fn recover(agent: &Arc<Agent>, only: Option<u64>) {
             }
             agent.settlements.lock().remove(&number);
         });
+    }
+}
+
+/// Whom to ask about a session, or why nobody can be asked.
+fn peer_of(agent: &Agent, session: &Session) -> Result<Peer, String> {
+    let address = session.peer.ok_or("its address is not in the journal")?;
+    match &session.peer_name {
+        Some(_) if agent.config.insecure => Ok(Peer { address, name: None }),
+        Some(name) => Ok(Peer { address, name: Some(name.clone()) }),
+        // Begun without certificates, or by an earlier version.
+        None => agent.config.peer_at(address).map_err(|error| error.to_string()),
     }
 }
 

@@ -80,15 +80,17 @@ async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut SourceHandov
             "{vm} must run on {there}, or be wanted no more: its paused copy here, perhaps the only one, is ended for good"
         ),
     };
-    let Some(peer) = session.peer else {
-        let resolution =
-            settlement.human(format!("{state}; its address is not in the journal"), choice).await;
-        handover.resolved(resolution);
-        return;
+    let peer = match super::peer_of(agent, session) {
+        Ok(peer) => peer,
+        Err(why) => {
+            let resolution = settlement.human(format!("{state}; {why}"), choice).await;
+            handover.resolved(resolution);
+            return;
+        }
     };
     let question = Message::Settle { session: session.session };
     tokio::select! {
-        verdict = ask_until_answered(agent, peer, question, |error| settlement.no_answer(&state, error)) => {
+        verdict = ask_until_answered(agent, &peer, question, |error| settlement.no_answer(&state, error)) => {
             handover.answered(verdict);
         }
         resolution = settlement.human(state.clone(), choice) => handover.resolved(resolution),

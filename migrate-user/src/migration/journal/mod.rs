@@ -53,6 +53,9 @@ pub struct Session {
     /// Control address of the other host, as far as it is known.
     #[serde(default)]
     pub peer: Option<SocketAddr>,
+    /// The other host by its certificate, where it has shown one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_name: Option<String>,
     /// Whether the source's stopped VM is to be kept after a success.
     #[serde(default)]
     pub keep_source: bool,
@@ -260,6 +263,11 @@ impl Journal {
     /// How far a session got.
     pub fn state(&self, session: u64) -> SessionState {
         self.lock().state(session)
+    }
+
+    /// What a session is, and this host's part in it; `None` when it is not remembered.
+    pub fn begun(&self, session: u64) -> Option<(Role, Session)> {
+        self.lock().sessions.get(&session)?.begun.clone()
     }
 
     /// Sessions without an end.

@@ -13,6 +13,7 @@ fn session(number: u64, vm: &str) -> Session {
         session: number,
         id: format!("host-a-{number}"),
         vm: vm.into(),
+        peer_name: None,
         peer: Some("10.0.0.2:4790".parse().unwrap()),
         keep_source: false,
         ram: vec!["/dev/shm/web".into()],
