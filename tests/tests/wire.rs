@@ -133,7 +133,7 @@ fn two_queues_are_counted_apart() {
         assert!(count(&format!("/stream/lanes/{lane}/lost")) > 0 && sent > 1000, "{:#}", report.0);
     }
     let queues = report.get("/stream/queues").unwrap().as_array().unwrap();
-    assert_eq!((queues.len(), sum(&report, "lanes", "stalls")), (2, 0), "{:#}", report.0);
+    assert_eq!(queues.len(), 2, "{:#}", report.0);
     // The text for people says the same.
     let text = scenario.lab.a.xferry(&["report"], END_LIMIT).unwrap().stdout;
     assert!(text.contains("lane 1 ") && text.contains("queue 1 "), "{text}");
