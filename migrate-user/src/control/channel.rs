@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused_as_it_is_read() {
-        let body = br#"{"type":"round-closed","epoch":1,"losses":[{"lane":0,"missing":[[9,3]]}],"queues":[]}"#;
+        let body =
+            br#"{"type":"round-closed","epoch":1,"losses":[{"lane":0,"missing":[[9,3]]}],"queues":[]}"#;
         let mut buffer = BytesMut::new();
         buffer.put_u32(body.len() as u32 + 1);
         buffer.put_u8(JSON);
