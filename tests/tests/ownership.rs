@@ -83,6 +83,13 @@ fn run_state(scenario: &Scenario, side: Side) -> Option<String> {
     qemu_status(&scenario.lab.host(side).vm_paths().lab_qmp).ok().flatten()
 }
 
+fn wait_running(scenario: &Scenario, side: Side) {
+    wait_for(&format!("the VM to run on {side}"), LIMIT, || {
+        Ok((run_state(scenario, side).as_deref() == Some("running")).then_some(()))
+    })
+    .unwrap();
+}
+
 /// What `xferry status` says is not settled on a host, once a human can decide it.
 fn undecided(scenario: &Scenario, side: Side) -> Value {
     wait_for("a session that a human can decide", LIMIT, || {
@@ -163,10 +170,7 @@ fn source_agent_dies_with_the_commit_on_its_way() {
     let (scenario, _command, held) = committing(PATIENT);
     scenario.lab.a.kill_agent();
     drop(held);
-    wait_for("the VM on host-b", LIMIT, || {
-        Ok((run_state(&scenario, Side::B).as_deref() == Some("running")).then_some(()))
-    })
-    .unwrap();
+    wait_running(&scenario, Side::B);
     assert_eq!(run_state(&scenario, Side::A).as_deref(), Some("postmigrate"), "nobody has asked yet");
     scenario.lab.a.start_agent().unwrap();
     expect_owner(&scenario, Side::B);
@@ -236,10 +240,7 @@ fn a_human_keeps_the_vm_at_the_source() {
     assert!(asked.stderr.contains("--yes") && asked.stdout.contains("WARNING"), "{asked:?}");
     let resolved = resolve(&scenario, Side::A, "--keep-here");
     assert!(resolved.status.success() && resolved.stdout.contains("never have run"), "{resolved:?}");
-    wait_for("the VM on host-a", LIMIT, || {
-        Ok((run_state(&scenario, Side::A).as_deref() == Some("running")).then_some(()))
-    })
-    .unwrap();
+    wait_running(&scenario, Side::A);
     // It had taken the VM, and is told that this does not count any more.
     scenario.lab.b.start_agent().unwrap();
     expect_owner(&scenario, Side::A);
@@ -255,10 +256,7 @@ fn a_human_keeps_the_vm_at_the_destination() {
     scenario.lab.a.kill_agent();
     scenario.lab.b.start_agent().unwrap();
     assert!(resolve(&scenario, Side::B, "--keep-here").status.success());
-    wait_for("the VM on host-b", LIMIT, || {
-        Ok((run_state(&scenario, Side::B).as_deref() == Some("running")).then_some(()))
-    })
-    .unwrap();
+    wait_running(&scenario, Side::B);
     scenario.lab.a.start_agent().unwrap();
     expect_owner(&scenario, Side::B);
 }
@@ -338,10 +336,7 @@ fn source_host_reboots_with_the_commit_on_its_way() {
     let (scenario, _command, held) = committing(PATIENT);
     scenario.lab.a.crash(|| scenario.lab.a.kill_vm()).unwrap();
     drop(held);
-    wait_for("the VM on host-b", LIMIT, || {
-        Ok((run_state(&scenario, Side::B).as_deref() == Some("running")).then_some(()))
-    })
-    .unwrap();
+    wait_running(&scenario, Side::B);
     scenario.lab.a.start_agent().unwrap();
     expect_owner(&scenario, Side::B);
 }

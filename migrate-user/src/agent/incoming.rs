@@ -20,9 +20,7 @@ use super::{
 use crate::{
     control::{ControlError, Prepare, Prepared},
     datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
-    memory::{
-        Access, Backend, Digest, Mapping, PageHashes, PageSet, RamFile, RamLayout, Reservation, data_extents,
-    },
+    memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Role, Session, Unprepared,
         Verdict,
@@ -512,19 +510,8 @@ impl DestinationHost for IncomingHost {
         if !full {
             return Ok(kept.digest());
         }
-        tokio::task::block_in_place(|| {
-            let mut existing = PageSet::new(inbound.layout().pages());
-            for (index, mapping) in inbound.mappings().iter().enumerate() {
-                let first = inbound.layout().first_page(index);
-                for extent in data_extents(mapping.file(), mapping.path())? {
-                    existing.insert_range(first + extent.start, first + extent.end);
-                }
-            }
-            let hashes = PageHashes::zeroed(inbound.layout().pages());
-            hashes.mark_all_stale(&existing);
-            hashes.refresh(inbound.layout(), inbound.mappings());
-            Ok(hashes.digest())
-        })
+        let read = tokio::task::block_in_place(|| Digest::of(inbound.layout(), inbound.mappings()));
+        Ok(read?)
     }
 
     fn progress(&self) -> u64 {

@@ -206,8 +206,8 @@ impl Agent {
         });
         {
             let mut active = self.active();
-            if let Some((id, _)) = active.iter().find(|(_, other)| other.record.snapshot().vm == request.vm) {
-                return Err(AgentError::AlreadyMigrating { vm: request.vm, id: id.clone() });
+            if let Some(error) = under_way(&active, &request.vm) {
+                return Err(error);
             }
             active.insert(id.clone(), Active { record: record.clone(), cancel: Arc::new(cancel) });
         }
@@ -235,11 +235,7 @@ impl Agent {
             destination: request.to.clone(),
             ..Report::default()
         });
-        let under_way = {
-            let active = self.active();
-            let same = active.iter().find(|(_, other)| other.record.snapshot().vm == request.vm);
-            same.map(|(id, _)| AgentError::AlreadyMigrating { vm: request.vm.clone(), id: id.clone() })
-        };
+        let under_way = under_way(&self.active(), &request.vm);
         let unsettled = self.settlements.free(&request.vm).err().map(AgentError::from);
         let forbidden = self.may_give(&peer).err();
         let findings = match under_way.or(unsettled) {
@@ -298,13 +294,14 @@ impl Agent {
     }
 
     fn status(&self) -> StatusAnswer {
+        let certificate = self.security.certificate();
         StatusAnswer {
             name: self.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            encrypted: self.security.certificate().is_some(),
-            authenticated: self.security.certificate().is_some(),
+            encrypted: certificate.is_some(),
+            authenticated: certificate.is_some(),
             pages_encrypted: false,
-            certificate: self.security.certificate(),
+            certificate,
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
             arriving: self.arrivals.names(),
@@ -312,6 +309,12 @@ impl Agent {
             recent: self.history.recent(10),
         }
     }
+}
+
+/// That a VM is on its way from here already, if it is.
+fn under_way(active: &HashMap<String, Active>, vm: &str) -> Option<AgentError> {
+    let (id, _) = active.iter().find(|(_, other)| other.record.snapshot().vm == vm)?;
+    Some(AgentError::AlreadyMigrating { vm: vm.to_owned(), id: id.clone() })
 }
 
 /// How long an agent that was just killed may still hold its port and its NIC.

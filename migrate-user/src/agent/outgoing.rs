@@ -23,8 +23,8 @@ use crate::{
         Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
     },
     memory::{
-        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageHashes, PageSet,
-        RESERVE_CHUNK, RamFile, RamLayout, data_extents,
+        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageSet, RESERVE_CHUNK,
+        RamFile, RamLayout, existing_pages,
     },
     migration::{
         Cancel, Limits, MigrationError, PageStream, RoundSent, Session, SourceHost, SourceMemory,
@@ -282,23 +282,10 @@ impl GuestMemory {
         }
     }
 
-    /// Every page that exists in the RAM files.
-    fn existing(&self) -> Result<PageSet, MemoryError> {
-        let mut pages = PageSet::new(self.layout.pages());
-        for (index, mapping) in self.mappings.iter().enumerate() {
-            let first = self.layout.first_page(index);
-            let limit = self.layout.first_page(index + 1);
-            for extent in data_extents(mapping.file(), mapping.path())? {
-                pages.insert_range(first + extent.start, (first + extent.end).min(limit));
-            }
-        }
-        Ok(pages)
-    }
-
     /// Ranges of reservation chunks that hold pages, so that the destination can take memory for them early.
     fn populated_chunks(&self) -> Result<Vec<(u64, u64)>, MemoryError> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in self.existing()?.runs() {
+        for (start, end) in existing_pages(&self.layout, &self.mappings)?.runs() {
             let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
             match ranges.last_mut() {
                 Some((_, last)) if start <= *last => *last = end.max(*last),
@@ -317,7 +304,7 @@ impl SourceMemory for GuestMemory {
             let injector = Injector::Helper("/proc/self/exe".into());
             self.tracker = Some(DirtyTracker::install(self.pid, &injector, &self.layout, files)?);
             // After protecting: a page that comes to be from here on is a page that was written.
-            self.existing()
+            existing_pages(&self.layout, &self.mappings)
         })
     }
 
@@ -329,13 +316,7 @@ impl SourceMemory for GuestMemory {
     }
 
     async fn digest(&mut self) -> Result<Digest, MemoryError> {
-        tokio::task::block_in_place(|| {
-            let hashes = PageHashes::zeroed(self.layout.pages());
-            // Holes are zero pages, and reading one would fill it.
-            hashes.mark_all_stale(&self.existing()?);
-            hashes.refresh(&self.layout, &self.mappings);
-            Ok(hashes.digest())
-        })
+        tokio::task::block_in_place(|| Digest::of(&self.layout, &self.mappings))
     }
 
     fn discard(&mut self) -> Result<(), MemoryError> {

@@ -27,6 +27,16 @@ pub enum Item {
     State(Bytes),
 }
 
+impl Item {
+    /// Name for error messages.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Message(message) => message.name(),
+            Self::State(_) => "device state",
+        }
+    }
+}
+
 /// One end of a control channel, as the state machines see it.
 pub trait Channel: Send {
     /// Sends one item.

@@ -6,12 +6,25 @@ use migrate_common::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{AtomicPageSet, Mapping, PageSet, RamLayout};
+use super::{AtomicPageSet, Mapping, MemoryError, PageSet, RamLayout, existing_pages};
 
 /// Digest of a guest's whole RAM: xxh3-128 over the 64-bit xxh3 of every page in order. Finds accidents, not
 /// forgeries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    /// Reads all of a guest's RAM. `mappings` in the layout's order.
+    ///
+    /// # Errors
+    /// When it cannot be told which pages exist.
+    pub fn of(layout: &RamLayout, mappings: &[Mapping]) -> Result<Self, MemoryError> {
+        let hashes = PageHashes::zeroed(layout.pages());
+        hashes.mark_all_stale(&existing_pages(layout, mappings)?);
+        hashes.refresh(layout, mappings);
+        Ok(hashes.digest())
+    }
+}
 
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

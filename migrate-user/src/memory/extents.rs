@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::AsFd, path::Path};
 use migrate_common::PAGE_SIZE;
 use rustix::{fs::SeekFrom, io::Errno};
 
-use super::MemoryError;
+use super::{Mapping, MemoryError, PageSet, RamLayout};
 
 /// Pages `start..end` of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,23 @@ pub fn data_extents(file: &File, path: &Path) -> Result<Vec<Extent>, MemoryError
         let page = PAGE_SIZE as u64;
         extents.push(Extent { start: start / page, end: at.div_ceil(page) });
     }
+}
+
+/// Every page of a guest that exists in its RAM files; the others are holes, which read as zero, and which reading through
+/// a mapping would fill. `mappings` in the layout's order.
+///
+/// # Errors
+/// What `lseek` says.
+pub fn existing_pages(layout: &RamLayout, mappings: &[Mapping]) -> Result<PageSet, MemoryError> {
+    let mut pages = PageSet::new(layout.pages());
+    for (index, mapping) in mappings.iter().enumerate() {
+        let first = layout.first_page(index);
+        let limit = layout.first_page(index + 1);
+        for extent in data_extents(mapping.file(), mapping.path())? {
+            pages.insert_range(first + extent.start, (first + extent.end).min(limit));
+        }
+    }
+    Ok(pages)
 }
 
 #[cfg(test)]

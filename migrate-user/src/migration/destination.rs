@@ -203,10 +203,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
     async fn greet(&mut self) -> Result<(), MigrationError> {
         let (theirs, name) = match self.channel.recv("its hello", Limits::of(self.limits.hello)).await? {
             Item::Message(Message::Hello { protocol, name, .. }) => (protocol, name),
-            Item::Message(other) => return Err(unexpected(&other, "its hello")),
-            Item::State(_) => {
-                return Err(MigrationError::Unexpected { got: "device state".into(), awaited: "its hello" });
-            }
+            other => return Err(MigrationError::unexpected(other.name(), "its hello")),
         };
         self.channel.send(Item::Message(Message::hello(&self.own_name))).await?;
         if theirs != PROTOCOL {
@@ -325,11 +322,7 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
             }
             (state, item) => {
                 self.state = Some(state);
-                let got = match item {
-                    Item::Message(message) => message.name().into(),
-                    Item::State(_) => "device state".into(),
-                };
-                Err(MigrationError::Unexpected { got, awaited: "the next step" })
+                Err(MigrationError::unexpected(item.name(), "the next step"))
             }
         }
     }
@@ -337,8 +330,4 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
     async fn say(&mut self, message: Message) -> Result<(), MigrationError> {
         Ok(self.channel.send(Item::Message(message)).await?)
     }
-}
-
-fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
-    MigrationError::Unexpected { got: got.name().into(), awaited }
 }

@@ -33,6 +33,13 @@ use crate::{
     control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError,
 };
 
+impl MigrationError {
+    /// For something that came instead of what was awaited, by its name.
+    pub fn unexpected(got: &str, awaited: &'static str) -> Self {
+        Self::Unexpected { got: got.into(), awaited }
+    }
+}
+
 /// Why a migration did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {

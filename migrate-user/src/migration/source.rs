@@ -290,7 +290,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             Message::Hello { protocol: theirs, .. } => {
                 Err(ControlError::Version { ours: PROTOCOL, theirs }.into())
             }
-            other => Err(unexpected(&other, "its hello")),
+            other => Err(MigrationError::unexpected(other.name(), "its hello")),
         }
     }
 
@@ -299,7 +299,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.say(Message::Prepare(Box::new(self.plan.prepare.clone()))).await?;
         let examined = match self.hear("that it is ready", self.plan.limits.prepare).await? {
             Message::Examined(examined) => *examined,
-            other => return Err(unexpected(&other, "that it is ready")),
+            other => return Err(MigrationError::unexpected(other.name(), "that it is ready")),
         };
         self.findings.extend(examined.findings);
         let Some(prepared) = examined.prepared.filter(|_| self.plan.can_send) else { return Ok(()) };
@@ -333,7 +333,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.say(Message::Probed { frames: PROBES }).await?;
         let came = match self.hear("the result of the probes", self.plan.limits.hello).await? {
             Message::ProbeResult { frames } => frames,
-            other => return Err(unexpected(&other, "the result of the probes")),
+            other => return Err(MigrationError::unexpected(other.name(), "the result of the probes")),
         };
         let mtu = self.record.snapshot().transport.mtu;
         self.findings.push(if came == 0 {
@@ -416,7 +416,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                 let again = self.stream()?.lost(pages, &losses);
                 Ok((sent, again, lost))
             }
-            other => Err(unexpected(&other, "which frames arrived")),
+            other => Err(MigrationError::unexpected(other.name(), "which frames arrived")),
         }
     }
 
@@ -518,7 +518,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         committed?;
         let digest = match self.hear("that the device state is loaded", self.plan.limits.switchover).await? {
             Message::Loaded { digest } => digest,
-            other => return Err(unexpected(&other, "that the device state is loaded")),
+            other => return Err(MigrationError::unexpected(other.name(), "that the device state is loaded")),
         };
         self.phase_ended(begun, |phases, ms| phases.load = ms);
         if let Some(own) = own {
@@ -543,10 +543,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         };
         match interrupted? {
             Item::Message(Message::Abort { reason }) => Err(self.refused(reason)),
-            Item::Message(other) => Err(unexpected(&other, "nothing")),
-            Item::State(_) => {
-                Err(MigrationError::Unexpected { got: "device state".into(), awaited: "nothing" })
-            }
+            other => Err(MigrationError::unexpected(other.name(), "nothing")),
         }
     }
 
@@ -571,13 +568,9 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         match self.channel.recv(awaited, Limits::of(seconds)).await? {
             Item::Message(Message::Abort { reason }) => Err(self.refused(reason)),
             Item::Message(message) => Ok(message),
-            Item::State(_) => Err(MigrationError::Unexpected { got: "device state".into(), awaited }),
+            other @ Item::State(_) => Err(MigrationError::unexpected(other.name(), awaited)),
         }
     }
-}
-
-fn unexpected(got: &Message, awaited: &'static str) -> MigrationError {
-    MigrationError::Unexpected { got: got.name().into(), awaited }
 }
 
 /// The finding that stands for an error which ended the looking.

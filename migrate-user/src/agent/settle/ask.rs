@@ -30,7 +30,7 @@ async fn ask(agent: &Agent, peer: &Peer, question: Message) -> Result<Verdict, M
         Item::Message(Message::Hello { protocol, .. }) => {
             return Err(ControlError::Version { ours: PROTOCOL, theirs: protocol }.into());
         }
-        other => return Err(unexpected(&other, "its hello")),
+        other => return Err(MigrationError::unexpected(other.name(), "its hello")),
     }
     channel.send(Item::Message(question)).await?;
     match channel.recv("who has the VM", limit).await? {
@@ -40,16 +40,8 @@ async fn ask(agent: &Agent, peer: &Peer, question: Message) -> Result<Verdict, M
         Item::Message(Message::Abort { reason }) => {
             Err(MigrationError::Peer { host: peer.address.to_string(), reason })
         }
-        other => Err(unexpected(&other, "who has the VM")),
+        other => Err(MigrationError::unexpected(other.name(), "who has the VM")),
     }
-}
-
-fn unexpected(item: &Item, awaited: &'static str) -> MigrationError {
-    let got = match item {
-        Item::Message(message) => message.name().into(),
-        Item::State(_) => "device state".into(),
-    };
-    MigrationError::Unexpected { got, awaited }
 }
 
 /// Asks until there is an answer. `heard` is told why there is none yet.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Choice, RETRY, Settlement, ask_until_answered, conclude, connect, run_state};
+use super::{Choice, Said, Settlement, conclude, connect, run_state};
 use crate::{
     agent::{Agent, announcing, ram::RamFiles},
     control::Message,
@@ -26,7 +26,7 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
                     handover.seen(seen);
                 }
                 Err(error) => {
-                    again(settlement, "the VM had been taken; its QEMU does not answer", &error).await
+                    settlement.again("the VM had been taken; its QEMU does not answer", &error).await
                 }
             },
             DestinationStep::Claim => ask(agent, settlement, &mut handover, true).await,
@@ -51,14 +51,14 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
                     handover.destroyed(Destroyed::NeverRan);
                 }
                 Err(error) => {
-                    again(settlement, "what is left of a VM that never ran here does not end", &error).await
+                    settlement.again("what is left of a VM that never ran here does not end", &error).await
                 }
             },
             DestinationStep::RecordRefused => {
                 let written = agent.write_journal(move |journal| journal.revoke(session)).await;
                 handover.recorded(if written.is_ok() { Recorded::Written } else { Recorded::Failed });
                 if let Err(error) = written {
-                    again(settlement, "that the VM is not taken cannot be written down", &error).await;
+                    settlement.again("that the VM is not taken cannot be written down", &error).await;
                 }
             }
             // The connection is long gone: a source that wants to know asks.
@@ -76,12 +76,6 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
     }
 }
 
-async fn again(settlement: &Settlement, what: &str, error: &MigrationError) {
-    tracing::warn!(vm = settlement.open.session.vm, %error, "{what}");
-    settlement.stands(format!("{what}: {error}; trying again"));
-    tokio::time::sleep(RETRY).await;
-}
-
 /// What became of a VM that was taken.
 async fn look(agent: &Agent, vm: &str) -> Result<Seen, MigrationError> {
     let Some(qmp) = connect(agent, vm).await? else { return Ok(Seen::Gone) };
@@ -92,7 +86,7 @@ async fn look(agent: &Agent, vm: &str) -> Result<Seen, MigrationError> {
 async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut DestinationHandover, whole: bool) {
     let session = &settlement.open.session;
     let vm = &session.vm;
-    let there = session.peer.map_or_else(|| "the source".to_owned(), |peer| format!("the source at {peer}"));
+    let there = settlement.other("the source", "the source");
     let (state, choice) = if whole {
         (
             format!("{vm} was taken and is paused here until {there} says that it did not keep it"),
@@ -118,22 +112,11 @@ async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut DestinationH
             },
         )
     };
-    let peer = match super::peer_of(agent, session) {
-        Ok(peer) => peer,
-        Err(why) => {
-            let resolution = settlement.human(format!("{state}; {why}"), choice).await;
-            handover.resolved(resolution);
-            return;
-        }
-    };
     let question = Message::Claim { session: session.session, whole };
-    tokio::select! {
-        verdict = ask_until_answered(agent, &peer, question, |error| settlement.no_answer(&state, error)) => {
-            handover.claimed(verdict);
-        }
-        resolution = settlement.human(state.clone(), choice) => handover.resolved(resolution),
+    match settlement.find_out(agent, question, state, choice).await {
+        Said::Answer(verdict) => handover.claimed(verdict),
+        Said::Resolution(resolution) => handover.resolved(resolution),
     }
-    settlement.stands("being settled");
 }
 
 /// Makes a VM run that was taken and never ran, and tells the network.

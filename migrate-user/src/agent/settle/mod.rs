@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{Agent, AgentError, Peer};
 use crate::{
+    control::Message,
     migration::{MigrationError, OpenSession, Resolution, Role, Session, Verdict},
     vmm::{Qmp, QmpError, VmDefinition, VmmError},
 };
@@ -65,6 +66,14 @@ pub(super) struct Settlement {
     resolution: watch::Sender<Option<Resolution>>,
 }
 
+/// Who told whose the VM is.
+enum Said {
+    /// The other host.
+    Answer(Verdict),
+    /// A human.
+    Resolution(Resolution),
+}
+
 impl Settlement {
     fn standing(&self) -> MutexGuard<'_, (String, Option<Choice>)> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,9 +100,33 @@ impl Settlement {
         }
     }
 
-    /// Notes why the peer had no answer.
-    fn no_answer(&self, state: &str, error: &MigrationError) {
-        self.standing().0 = format!("{state}: {error}");
+    /// Asks the other host `question` until it answers, and listens to the human beside it, who is told `state` and
+    /// `choice`.
+    async fn find_out(&self, agent: &Agent, question: Message, state: String, choice: Choice) -> Said {
+        let said = match peer_of(agent, &self.open.session) {
+            Ok(peer) => {
+                let no_answer = |error: &MigrationError| self.standing().0 = format!("{state}: {error}");
+                tokio::select! {
+                    verdict = ask_until_answered(agent, &peer, question, no_answer) => Said::Answer(verdict),
+                    resolution = self.human(state.clone(), choice) => Said::Resolution(resolution),
+                }
+            }
+            Err(why) => Said::Resolution(self.human(format!("{state}; {why}"), choice).await),
+        };
+        self.stands("being settled");
+        said
+    }
+
+    /// Says what could not be done, and waits until it is to be tried again.
+    async fn again(&self, what: &str, error: &MigrationError) {
+        tracing::warn!(vm = self.open.session.vm, %error, "{what}");
+        self.stands(format!("{what}: {error}; trying again"));
+        tokio::time::sleep(RETRY).await;
+    }
+
+    /// The other host as operators know it: `what` it is, and its address where that is known.
+    fn other(&self, what: &str, unknown: &str) -> String {
+        self.open.session.peer.map_or_else(|| unknown.to_owned(), |peer| format!("{what} at {peer}"))
     }
 
     fn shown(&self) -> Unsettled {

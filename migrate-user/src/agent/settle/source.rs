@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Choice, RETRY, Settlement, ask_until_answered, conclude, connect, run_state};
+use super::{Choice, Said, Settlement, conclude, connect, run_state};
 use crate::{
     agent::{Agent, ram::RamFiles},
     control::Message,
@@ -30,7 +30,7 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
                     how = what;
                     handover.done();
                 }
-                Err(error) => again(settlement, "the VM is this host's and does not run", &error).await,
+                Err(error) => settlement.again("the VM is this host's and does not run", &error).await,
             },
             SourceStep::EndVm => match end(agent, settlement).await {
                 Ok(what) => {
@@ -38,7 +38,7 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
                     handover.done();
                 }
                 Err(error) => {
-                    again(settlement, "the VM has left, and its old QEMU does not end", &error).await
+                    settlement.again("the VM has left, and its old QEMU does not end", &error).await
                 }
             },
             SourceStep::RecordEnd(verdict) => {
@@ -57,18 +57,11 @@ pub(super) async fn settle(agent: &Arc<Agent>, settlement: &Settlement) -> (Verd
     }
 }
 
-async fn again(settlement: &Settlement, what: &str, error: &MigrationError) {
-    tracing::warn!(vm = settlement.open.session.vm, %error, "{what}");
-    settlement.stands(format!("{what}: {error}; trying again"));
-    tokio::time::sleep(RETRY).await;
-}
-
 /// Asks the destination, and listens to the human beside it.
 async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut SourceHandover) {
     let session = &settlement.open.session;
     let vm = &session.vm;
-    let there =
-        session.peer.map_or_else(|| "the other host".to_owned(), |peer| format!("the host at {peer}"));
+    let there = settlement.other("the host", "the other host");
     let state = format!("{vm} is paused here until {there} says whether it took it");
     let choice = Choice {
         keep_here: format!(
@@ -80,22 +73,11 @@ async fn ask(agent: &Agent, settlement: &Settlement, handover: &mut SourceHandov
             "{vm} must run on {there}, or be wanted no more: its paused copy here, perhaps the only one, is ended for good"
         ),
     };
-    let peer = match super::peer_of(agent, session) {
-        Ok(peer) => peer,
-        Err(why) => {
-            let resolution = settlement.human(format!("{state}; {why}"), choice).await;
-            handover.resolved(resolution);
-            return;
-        }
-    };
     let question = Message::Settle { session: session.session };
-    tokio::select! {
-        verdict = ask_until_answered(agent, &peer, question, |error| settlement.no_answer(&state, error)) => {
-            handover.answered(verdict);
-        }
-        resolution = settlement.human(state.clone(), choice) => handover.resolved(resolution),
+    match settlement.find_out(agent, question, state, choice).await {
+        Said::Answer(verdict) => handover.answered(verdict),
+        Said::Resolution(resolution) => handover.resolved(resolution),
     }
-    settlement.stands("being settled");
 }
 
 async fn let_run(agent: &Agent, settlement: &Settlement) -> Result<String, MigrationError> {
@@ -110,8 +92,7 @@ async fn let_run(agent: &Agent, settlement: &Settlement) -> Result<String, Migra
 
 async fn end(agent: &Agent, settlement: &Settlement) -> Result<String, MigrationError> {
     let session = &settlement.open.session;
-    let there =
-        session.peer.map_or_else(|| "the other host".to_owned(), |peer| format!("the host at {peer}"));
+    let there = settlement.other("the host", "the other host");
     settlement.stands(format!("{there} has {}, its old QEMU here is being ended", session.vm));
     let Some(qmp) = connect(agent, &session.vm).await? else {
         RamFiles::abandoned(&session.ram).empty();

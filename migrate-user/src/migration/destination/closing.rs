@@ -92,14 +92,10 @@ impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
         loop {
             match self.handover.step() {
                 DestinationStep::Destroy => {
-                    let destroyed = match &mut vm {
-                        Some(vm) => vm.destroy().await,
-                        None => Some(Destroyed::NeverRan),
-                    };
                     // Nothing is promised that is not certain: it stays in the journal, and is tried again.
-                    let Some(destroyed) = destroyed else { return Err(error) };
-                    self.host.give_back();
-                    self.handover.destroyed(destroyed);
+                    if !self.destroy(&mut vm).await {
+                        return Err(error);
+                    }
                 }
                 DestinationStep::RecordRefused => {
                     self.record_or_warn(DestinationRecord::Refused).await;
@@ -132,6 +128,18 @@ impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Ends what waits, if anything does, and gives back what was reserved for it. Whether nothing is left for certain.
+    pub(super) async fn destroy(&mut self, vm: &mut Option<H::Vm>) -> bool {
+        let destroyed = match vm {
+            Some(vm) => vm.destroy().await,
+            None => Some(Destroyed::NeverRan),
+        };
+        let Some(destroyed) = destroyed else { return false };
+        self.host.give_back();
+        self.handover.destroyed(destroyed);
+        true
     }
 
     /// Tells the source why, which it takes for the promise that nothing runs here.

@@ -5,7 +5,6 @@ use crate::{
     control::{Channel, Examined, Message, Prepare},
     migration::MigrationError,
     preflight::{self, Outcome},
-    vmm::{DestinationVm, Destroyed},
 };
 
 impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
@@ -46,13 +45,9 @@ impl<H: DestinationHost, C: Channel> DestinationMigration<'_, H, C> {
     /// its answer. What does not end is returned.
     async fn dismiss(&mut self, mut vm: Option<H::Vm>) -> Option<H::Vm> {
         self.handover.failed();
-        let destroyed = match &mut vm {
-            Some(vm) => vm.destroy().await,
-            None => Some(Destroyed::NeverRan),
-        };
-        let Some(destroyed) = destroyed else { return vm };
-        self.host.give_back();
-        self.handover.destroyed(destroyed);
+        if !self.destroy(&mut vm).await {
+            return vm;
+        }
         self.record_or_warn(DestinationRecord::Refused).await;
         None
     }

@@ -58,7 +58,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
                             Word::Running
                         }
                         Ok(other) => {
-                            reason = Some(super::unexpected(&other, "that the VM runs"));
+                            reason = Some(MigrationError::unexpected(other.name(), "that the VM runs"));
                             Word::Nothing
                         }
                         // The destination has ended its half before it says so: the VM is ours again.
