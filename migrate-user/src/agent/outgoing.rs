@@ -1,10 +1,13 @@
 //! A VM leaves this host: QEMU, its memory and the page stream behind the source's state machine.
 
+mod memory;
+mod stream;
+
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
 };
@@ -12,29 +15,25 @@ use std::{
 use super::{
     Agent, MigrateRequest, Peer,
     port::{LeasedSink, Port},
-    ram::RamFiles,
     refuse,
     security::AgentChannel,
     settle,
 };
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
-    datapath::{
-        Endpoint, FrameLayout, FramePath, LaneConfig, LaneLosses, LaneRound, LaneSender, Pages, SendError,
-    },
-    memory::{
-        Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageSet, RESERVE_CHUNK,
-        RamFile, RamLayout, existing_pages,
-    },
+    datapath::{Endpoint, FrameLayout, FramePath, LaneConfig, LaneSender},
+    memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
-        Cancel, Limits, MigrationError, PageStream, RoundSent, Session, SourceHost, SourceMemory,
-        SourceMigration, SourcePlan, SourceRecord, Verdict,
+        Cancel, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan, SourceRecord,
+        Verdict,
     },
     network::Nic,
     preflight::{self, Check, Finding, Outcome, SourceFacts},
     report::Recorder,
-    vmm::{MachineFacts, QemuSource, Qmp, QmpError, VmDefinition, VmFacts, inspect},
+    vmm::{QemuSource, Qmp, QmpError, VmDefinition, VmFacts, inspect},
 };
+use memory::GuestMemory;
+use stream::OutgoingStream;
 
 /// First source port of the page stream; each lane has its own, so that the receiver's NIC spreads them.
 const FIRST_SOURCE_PORT: u16 = 49_152;
@@ -228,106 +227,6 @@ async fn look(definition: &VmDefinition, limits: Limits) -> Result<(Qmp, VmFacts
     }
 }
 
-/// The leaving VM's RAM and its tracker.
-struct GuestMemory {
-    pid: u32,
-    layout: Arc<RamLayout>,
-    mappings: Arc<Vec<Mapping>>,
-    sent: Arc<AtomicPageSet>,
-    files: Option<Vec<RamFile>>,
-    /// The same files, open for writing: to empty them when the VM has left.
-    emptied_later: RamFiles,
-    tracker: Option<DirtyTracker>,
-}
-
-impl GuestMemory {
-    fn open(pid: u32, machine: &MachineFacts, files: Vec<RamFile>) -> Result<Self, MigrationError> {
-        let layout = RamLayout::new(machine.backends.clone());
-        let mappings = files
-            .iter()
-            .map(|file| Mapping::new(file.open(false)?, file.path.clone(), Access::Read))
-            .collect::<Result<Vec<_>, _>>()?;
-        for (mapping, backend) in mappings.iter().zip(layout.backends()) {
-            if mapping.pages() * (migrate_common::PAGE_SIZE as u64) < backend.size {
-                return Err(MigrationError::Host(format!(
-                    "{} is smaller than memory backend {}: was it truncated under the running VM?",
-                    mapping.path().display(),
-                    backend.id
-                )));
-            }
-        }
-        let emptied_later = RamFiles::open(&files)?;
-        Ok(Self {
-            pid,
-            sent: Arc::new(AtomicPageSet::new(layout.pages())),
-            layout: Arc::new(layout),
-            mappings: Arc::new(mappings),
-            files: Some(files),
-            emptied_later,
-            tracker: None,
-        })
-    }
-
-    /// For a VM that stays: no memory at all.
-    fn none(pid: u32) -> Self {
-        let layout = RamLayout::new(Vec::new());
-        Self {
-            pid,
-            sent: Arc::new(AtomicPageSet::new(0)),
-            layout: Arc::new(layout),
-            mappings: Arc::default(),
-            files: None,
-            emptied_later: RamFiles::default(),
-            tracker: None,
-        }
-    }
-
-    /// Ranges of reservation chunks that hold pages, so that the destination can take memory for them early.
-    fn populated_chunks(&self) -> Result<Vec<(u64, u64)>, MemoryError> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in existing_pages(&self.layout, &self.mappings)?.runs() {
-            let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
-            match ranges.last_mut() {
-                Some((_, last)) if start <= *last => *last = end.max(*last),
-                _ => ranges.push((start, end)),
-            }
-        }
-        Ok(ranges)
-    }
-}
-
-impl SourceMemory for GuestMemory {
-    async fn begin(&mut self) -> Result<PageSet, MemoryError> {
-        tokio::task::block_in_place(|| {
-            let files = self.files.take().unwrap_or_default();
-            // Our own program, also when its file was replaced since we started.
-            let injector = Injector::Helper("/proc/self/exe".into());
-            self.tracker = Some(DirtyTracker::install(self.pid, &injector, &self.layout, files)?);
-            // After protecting: a page that comes to be from here on is a page that was written.
-            existing_pages(&self.layout, &self.mappings)
-        })
-    }
-
-    async fn take_written(&mut self) -> Result<PageSet, MemoryError> {
-        match &mut self.tracker {
-            Some(tracker) => tokio::task::block_in_place(|| tracker.take_written()),
-            None => Ok(PageSet::new(self.layout.pages())),
-        }
-    }
-
-    async fn digest(&mut self) -> Result<Digest, MemoryError> {
-        tokio::task::block_in_place(|| Digest::of(&self.layout, &self.mappings))
-    }
-
-    fn discard(&mut self) -> Result<(), MemoryError> {
-        self.emptied_later.try_empty()
-    }
-
-    fn release(&mut self) {
-        self.tracker = None;
-    }
-}
-
 /// This host's part: journal, NIC, send queues, feedback sockets.
 struct OutgoingHost {
     agent: Arc<Agent>,
@@ -486,141 +385,5 @@ impl SourceHost for OutgoingHost {
             sent: Arc::clone(&self.sent),
             progress: Arc::clone(&self.progress),
         })
-    }
-}
-
-type Lane = LaneSender<LeasedSink, UdpSocket>;
-
-/// The page stream over this host's send queues, a thread for each.
-struct OutgoingStream {
-    lanes: Vec<Lane>,
-    frames: FrameLayout,
-    /// Set when nobody waits for the senders any more.
-    stop: Arc<AtomicBool>,
-    rounds: Vec<LaneRound>,
-    layout: Arc<RamLayout>,
-    mappings: Arc<Vec<Mapping>>,
-    sent: Arc<AtomicPageSet>,
-    progress: Arc<AtomicU64>,
-}
-
-impl Drop for OutgoingStream {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-impl OutgoingStream {
-    /// Runs `work` with the lanes on threads of their own. A caller that goes away leaves them to the stop flag.
-    async fn with_lanes<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Vec<Lane>, &AtomicBool) -> Result<T, SendError> + Send + 'static,
-    ) -> Result<T, MigrationError> {
-        let mut lanes = std::mem::take(&mut self.lanes);
-        let stop = Arc::clone(&self.stop);
-        let task = tokio::task::spawn_blocking(move || {
-            let result = work(&mut lanes, &stop);
-            (lanes, result)
-        });
-        let (lanes, result) =
-            task.await.map_err(|error| MigrationError::Host(format!("a sender thread failed: {error}")))?;
-        self.lanes = lanes;
-        Ok(result?)
-    }
-}
-
-impl PageStream for OutgoingStream {
-    async fn probe(&mut self, count: u32) -> Result<(), MigrationError> {
-        let frames = self.frames;
-        self.with_lanes(move |lanes, stop| match lanes.first_mut() {
-            Some(lane) => lane.probe(frames, count, stop),
-            None => Ok(()),
-        })
-        .await
-    }
-
-    async fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
-        let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
-        let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
-        let rounds = self
-            .with_lanes(move |lanes, stop| {
-                let view = Pages { layout: &layout, mappings: &mappings, sent: &sent };
-                let borders = shares(&pages, lanes.len());
-                std::thread::scope(|scope| {
-                    let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
-                        let (from, to) = (border[0], border[1]);
-                        let numbers = pages.iter_from(from).take_while(move |&page| page < to);
-                        let progress = &progress;
-                        move || lane.send_round(epoch, view, numbers, stop, progress)
-                    });
-                    // The first lane's work is done by this thread.
-                    let own = work.next();
-                    let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
-                    let mut rounds = Vec::with_capacity(others.len() + 1);
-                    rounds.extend(own.map(|work| work()));
-                    for thread in others {
-                        rounds.push(thread.join().unwrap_or_else(|_| {
-                            Err(SendError::Link(std::io::Error::other("a sender thread panicked")))
-                        }));
-                    }
-                    rounds.into_iter().collect::<Result<Vec<_>, _>>()
-                })
-            })
-            .await?;
-        self.rounds = rounds;
-        Ok(RoundSent {
-            frames: self.rounds.iter().map(|round| round.frames).collect(),
-            data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
-            zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
-            wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
-            stalls: self.rounds.iter().map(|round| round.stalls).collect(),
-            transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
-        })
-    }
-
-    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
-        let mut again = PageSet::new(pages.bound());
-        for (index, (lane, round)) in self.lanes.iter_mut().zip(&self.rounds).enumerate() {
-            let mut lost = 0;
-            for losses in losses.iter().filter(|losses| usize::from(losses.lane) == index) {
-                round.lost_pages(losses, pages, &mut again);
-                lost += losses.frames();
-            }
-            lane.on_round(lost);
-        }
-        again
-    }
-}
-
-/// Cuts a set into `parts` ranges of page numbers with about as many pages each: `parts + 1` borders.
-fn shares(pages: &PageSet, parts: usize) -> Vec<u64> {
-    let share = pages.count().div_ceil(parts.max(1) as u64).max(1);
-    let mut borders = vec![0];
-    if parts > 1 {
-        let starts =
-            pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
-        borders.extend(starts.map(|(_, page)| page).take(parts - 1));
-    }
-    borders.resize(parts + 1, pages.bound());
-    borders
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_every_page_once() {
-        let mut pages = PageSet::new(1000);
-        (0..1000).filter(|page| page % 7 == 0 || *page > 900).for_each(|page| pages.insert(page));
-        for parts in 1..6 {
-            let borders = shares(&pages, parts);
-            assert_eq!(borders.len(), parts + 1);
-            let counts: Vec<usize> =
-                borders.windows(2).map(|b| pages.iter_from(b[0]).take_while(|&p| p < b[1]).count()).collect();
-            assert_eq!(counts.iter().sum::<usize>() as u64, pages.count());
-            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= parts);
-        }
-        assert_eq!(shares(&PageSet::new(10), 3), [0, 10, 10, 10]);
     }
 }

@@ -1,0 +1,152 @@
+//! The page stream that leaves this host.
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    agent::port::LeasedSink,
+    datapath::{FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
+    memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
+    migration::{MigrationError, PageStream, RoundSent},
+};
+
+pub(super) type Lane = LaneSender<LeasedSink, UdpSocket>;
+
+/// The page stream over this host's send queues, a thread for each.
+pub(super) struct OutgoingStream {
+    pub(super) lanes: Vec<Lane>,
+    pub(super) frames: FrameLayout,
+    /// Set when nobody waits for the senders any more.
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) rounds: Vec<LaneRound>,
+    pub(super) layout: Arc<RamLayout>,
+    pub(super) mappings: Arc<Vec<Mapping>>,
+    pub(super) sent: Arc<AtomicPageSet>,
+    pub(super) progress: Arc<AtomicU64>,
+}
+
+impl Drop for OutgoingStream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl OutgoingStream {
+    /// Runs `work` with the lanes on threads of their own. A caller that goes away leaves them to the stop flag.
+    async fn with_lanes<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Vec<Lane>, &AtomicBool) -> Result<T, SendError> + Send + 'static,
+    ) -> Result<T, MigrationError> {
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let stop = Arc::clone(&self.stop);
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&mut lanes, &stop);
+            (lanes, result)
+        });
+        let (lanes, result) =
+            task.await.map_err(|error| MigrationError::Host(format!("a sender thread failed: {error}")))?;
+        self.lanes = lanes;
+        Ok(result?)
+    }
+}
+
+impl PageStream for OutgoingStream {
+    async fn probe(&mut self, count: u32) -> Result<(), MigrationError> {
+        let frames = self.frames;
+        self.with_lanes(move |lanes, stop| match lanes.first_mut() {
+            Some(lane) => lane.probe(frames, count, stop),
+            None => Ok(()),
+        })
+        .await
+    }
+
+    async fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+        let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
+        let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
+        let rounds = self
+            .with_lanes(move |lanes, stop| {
+                let view = Pages { layout: &layout, mappings: &mappings, sent: &sent };
+                let borders = shares(&pages, lanes.len());
+                std::thread::scope(|scope| {
+                    let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
+                        let (from, to) = (border[0], border[1]);
+                        let numbers = pages.iter_from(from).take_while(move |&page| page < to);
+                        let progress = &progress;
+                        move || lane.send_round(epoch, view, numbers, stop, progress)
+                    });
+                    // The first lane's work is done by this thread.
+                    let own = work.next();
+                    let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+                    let mut rounds = Vec::with_capacity(others.len() + 1);
+                    rounds.extend(own.map(|work| work()));
+                    for thread in others {
+                        rounds.push(thread.join().unwrap_or_else(|_| {
+                            Err(SendError::Link(std::io::Error::other("a sender thread panicked")))
+                        }));
+                    }
+                    rounds.into_iter().collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .await?;
+        self.rounds = rounds;
+        Ok(RoundSent {
+            frames: self.rounds.iter().map(|round| round.frames).collect(),
+            data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
+            zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
+            wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
+            stalls: self.rounds.iter().map(|round| round.stalls).collect(),
+            transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
+        })
+    }
+
+    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
+        let mut again = PageSet::new(pages.bound());
+        for (index, (lane, round)) in self.lanes.iter_mut().zip(&self.rounds).enumerate() {
+            let mut lost = 0;
+            for losses in losses.iter().filter(|losses| usize::from(losses.lane) == index) {
+                round.lost_pages(losses, pages, &mut again);
+                lost += losses.frames();
+            }
+            lane.on_round(lost);
+        }
+        again
+    }
+}
+
+/// Cuts a set into `parts` ranges of page numbers with about as many pages each: `parts + 1` borders.
+fn shares(pages: &PageSet, parts: usize) -> Vec<u64> {
+    let share = pages.count().div_ceil(parts.max(1) as u64).max(1);
+    let mut borders = vec![0];
+    if parts > 1 {
+        let starts =
+            pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
+        borders.extend(starts.map(|(_, page)| page).take(parts - 1));
+    }
+    borders.resize(parts + 1, pages.bound());
+    borders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_every_page_once() {
+        let mut pages = PageSet::new(1000);
+        (0..1000).filter(|page| page % 7 == 0 || *page > 900).for_each(|page| pages.insert(page));
+        for parts in 1..6 {
+            let borders = shares(&pages, parts);
+            assert_eq!(borders.len(), parts + 1);
+            let counts: Vec<usize> =
+                borders.windows(2).map(|b| pages.iter_from(b[0]).take_while(|&p| p < b[1]).count()).collect();
+            assert_eq!(counts.iter().sum::<usize>() as u64, pages.count());
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= parts);
+        }
+        assert_eq!(shares(&PageSet::new(10), 3), [0, 10, 10, 10]);
+    }
+}
