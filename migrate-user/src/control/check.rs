@@ -14,6 +14,8 @@ const MAX_RAM: u64 = 1 << 46;
 const MAX_BACKENDS: usize = 1024;
 /// Most of what a machine has several of: vCPUs, devices, NICs, disks …
 const MAX_PARTS: usize = 16_384;
+/// Most ciphers that a host may name.
+const MAX_CIPHERS: usize = 16;
 /// Most findings of a host.
 const MAX_FINDINGS: usize = 4096;
 /// Longest name, bytes.
@@ -74,6 +76,7 @@ fn prepare(request: &Prepare) -> Result<(), String> {
     if request.feedback_ports.contains(&0) {
         return Err("a feedback port is 0".into());
     }
+    most("ciphers", request.encryption.ciphers.len(), MAX_CIPHERS)?;
     let ram = facts(&request.facts)?;
     let chunks = (ram / PAGE_SIZE as u64).div_ceil(RESERVE_CHUNK);
     let mut last = 0;

@@ -37,7 +37,8 @@ pub use layout::{FrameLayout, LayoutError};
 pub use pacing::Pacer;
 pub use path::{Endpoint, FramePath};
 pub use protection::{
-    Cipher, FeedbackKey, KeyError, NonceReused, Opener, PageKey, Protection, Sealer, Secret, Unproved,
+    Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,
+    Sealer, Secret, Unproved, agree,
 };
 pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};
 pub use sender::{LaneConfig, LaneRound, LaneSender, Pages, SendError};

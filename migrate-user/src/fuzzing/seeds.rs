@@ -7,7 +7,7 @@ use migrate_common::wire::{FrameHeader, FrameKind, Guard, PageDescriptor};
 use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
-    datapath::LaneLosses,
+    datapath::{Cipher, Encryption, LaneLosses, Offer},
     preflight::{Check, Finding},
 };
 
@@ -168,6 +168,7 @@ pub(crate) fn prepare() -> Prepare {
         single_buffer: false,
         ip: [10, 0, 0, 1].into(),
         mac: "52:54:00:00:00:01".parse().unwrap(),
+        encryption: Offer { encryption: Encryption::Preferred, ciphers: vec![Cipher::Aes128Gcm] },
         feedback_ports: vec![50_000, 50_001],
         verify: Some(VerifyMode::Hash),
         force: false,
@@ -184,6 +185,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         single_buffer: false,
         port: PORT,
         window: 512,
+        cipher: Some(Cipher::Aes128Gcm),
         transport: "eno2, driver".into(),
     };
     let findings = vec![Finding::bad(Check::VmState, "it is paused", "resume it")];

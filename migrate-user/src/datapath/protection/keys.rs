@@ -1,5 +1,7 @@
 //! Keys of one migration.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{
     aead::{self, LessSafeKey, UnboundKey},
     error::Unspecified,
@@ -98,6 +100,14 @@ pub const CODE_LEN: usize = 16;
 pub struct FeedbackKey(hmac::Key);
 
 impl FeedbackKey {
+    /// That of migration `session`, where the two agents have a secret.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn agreed(secret: Option<&Secret>, session: u64) -> Result<Option<Arc<Self>>, KeyError> {
+        secret.map(|secret| secret.feedback_key(session).map(Arc::new)).transpose()
+    }
+
     /// The code of a datagram.
     pub fn code(&self, datagram: &[u8]) -> [u8; CODE_LEN] {
         let tag = hmac::sign(&self.0, datagram);

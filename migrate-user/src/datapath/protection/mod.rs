@@ -4,6 +4,7 @@
 //! lane, worker or feedback socket of it is gone. Every frame has a nonce of its own, made of its kind, lane, epoch and number;
 //! the [`Sealer`] refuses to use one twice.
 
+mod agree;
 mod keys;
 mod open;
 mod seal;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use migrate_common::wire::Guard;
 use serde::{Deserialize, Serialize};
 
+pub use agree::{Disagreement, Encryption, Offer, agree};
 pub use keys::{CODE_LEN, FeedbackKey, KeyError, PageKey, Secret};
 pub use open::{Opener, Unproved};
 pub use seal::{NonceReused, Sealer};
@@ -75,6 +77,16 @@ pub enum Protection {
 }
 
 impl Protection {
+    /// What two agents agreed on for migration `session`, by the secret that they share.
+    ///
+    /// # Errors
+    /// [`KeyError`], also where there is a cipher and no secret.
+    pub fn agreed(cipher: Option<Cipher>, secret: Option<&Secret>, session: u64) -> Result<Self, KeyError> {
+        let Some(cipher) = cipher else { return Ok(Self::Checksum) };
+        let secret = secret.ok_or(KeyError)?;
+        Ok(Self::Sealed(Arc::new(secret.page_key(session, cipher)?)))
+    }
+
     /// As a frame says it.
     pub const fn guard(&self) -> Guard {
         match self {
