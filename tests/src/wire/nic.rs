@@ -9,7 +9,7 @@ use pnet_datalink::{Channel, Config};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::line::Frame;
 use crate::lab::netns;
@@ -49,6 +49,17 @@ impl PacketNic {
             Ok(Self { socket })
         });
         opened.with_context(|| format!("opening {name} in namespace {namespace}"))
+    }
+
+    /// The same for sending alone: nothing that comes is kept for it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn deaf(namespace: &str, name: &str) -> Result<Self> {
+        let nic = Self::open(namespace, name)?;
+        // A filter of one instruction: "return, 0 bytes" (classic BPF).
+        nic.socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).context("attaching a filter")?;
+        Ok(nic)
     }
 
     /// The next frame's length, if one is there.

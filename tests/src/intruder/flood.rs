@@ -1,0 +1,69 @@
+//! One frame over and over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::lab::plan::INTRUDER_NIC;
+use crate::probe::Workers;
+use crate::wire::{Frame, PacketNic};
+
+/// Frames given to the kernel at once.
+const BATCH: usize = 64;
+/// How long to rest when the pace is met.
+const REST: Duration = Duration::from_micros(200);
+/// A flood that fell behind makes up for so much of it, not more.
+const CATCH_UP: Duration = Duration::from_millis(20);
+
+/// A flood that runs until it is dropped.
+pub struct Flood {
+    sent: Arc<AtomicU64>,
+    _workers: Workers,
+}
+
+impl Flood {
+    pub(super) fn start(namespace: &str, frame: &[u8], pace: Option<u64>) -> Result<Self> {
+        let nic = PacketNic::deaf(namespace, INTRUDER_NIC)?;
+        let frames = vec![Frame { buffer: frame.to_vec(), len: frame.len() }; BATCH];
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let mut workers = Workers::new();
+        workers.start("flood", move |stop| {
+            let mut begun = Instant::now();
+            let mut since = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let due = match pace {
+                    None => BATCH as u64,
+                    Some(pace) => {
+                        if behind(begun, since, pace) > CATCH_UP {
+                            (begun, since) = (Instant::now(), 0);
+                        }
+                        (begun.elapsed().as_secs_f64() * pace as f64) as u64 - since
+                    }
+                };
+                if due == 0 {
+                    thread::sleep(REST);
+                    continue;
+                }
+                let now = due.min(BATCH as u64);
+                let refused = nic.send(&frames[..now as usize]);
+                since += now;
+                counter.fetch_add(now - refused, Ordering::Relaxed);
+            }
+        })?;
+        Ok(Self { sent, _workers: workers })
+    }
+
+    /// Frames sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// How far a flood is behind its pace.
+fn behind(begun: Instant, sent: u64, pace: u64) -> Duration {
+    begun.elapsed().saturating_sub(Duration::from_secs_f64(sent as f64 / pace as f64))
+}
