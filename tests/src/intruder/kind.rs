@@ -146,9 +146,10 @@ pub fn not_ours(intruder: &Intruder, side: Side) -> Vec<(&'static str, Vec<u8>)>
     ping.extend([0x5a; 32]);
     let sum = checksum(&ping);
     ping[2..4].copy_from_slice(&sum.to_be_bytes());
-    // Ports where the data port would be; an open one of SYN's flags alone matters to nobody here.
+    // A SYN, long enough to need no padding, which the kernel cuts off before it shows the frame.
     let mut tcp = [SOURCE_PORT.to_be_bytes(), MIGRATION_PORT.to_be_bytes()].concat();
     tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0x10, 0, 0, 0, 0, 0]);
+    tcp.extend([0x5a; 32]);
     vec![
         ("an ARP request", ethernet(ARP, &[0, 1, 8, 0, 6, 4, 0, 1])),
         ("an EtherType for experiments", ethernet(EXPERIMENTAL, &[0x5a; 64])),

@@ -11,6 +11,7 @@
 //! * [`Sniffer`] keeps what it sees of page frames and feedback.
 //! * [`Envelope`] puts bytes into frames of every form there is: with tags, options, extension headers, forged addresses.
 //! * [`Stream`] forges frames and feedback of a migration that was sniffed.
+//! * [`Replay`] is a way to send again what was sniffed.
 //! * [`Kind`] is a frame that the bouncer must not let in, with the reason under which it is to be counted.
 //! * [`Flood`] sends one frame over and over, at a pace.
 //! * [`Drops`] is what the agents counted, and what did not even get to them.
@@ -20,6 +21,7 @@ mod envelope;
 mod flood;
 mod forge;
 mod kind;
+mod replay;
 mod sniff;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -31,6 +33,7 @@ pub use envelope::{End, Envelope, Form};
 pub use flood::Flood;
 pub use forge::Stream;
 pub use kind::{Kind, not_ours};
+pub use replay::Replay;
 pub use sniff::{Sniffed, Sniffer};
 
 use crate::lab::plan::{INTRUDER_IP, INTRUDER_NIC, MIGRATION_NIC, Side};
