@@ -63,6 +63,11 @@ impl Site {
     /// The VM has moved to host-b, and not one page of it is anybody else's.
     fn moved(&self, mut command: Process) -> Report {
         assert!(command.wait(LIMIT).unwrap().success(), "{}", command.output());
+        self.has_moved()
+    }
+
+    /// The same when the command has ended well.
+    fn has_moved(&self) -> Report {
         let report = self.scenario.lab.a.report(None).unwrap();
         assert_eq!((report.status(), report.verified()), (Some("completed"), Some(true)), "{:#}", report.0);
         assert_eq!(self.canaries.spoiled(&self.scenario.lab.b.vm_paths().ram).unwrap(), [0; 0]);
@@ -341,8 +346,9 @@ fn flood_of_strangers_is_counted_and_the_vm_moves() {
     assert_eq!(stranger.frame.len(), 60, "64 bytes with the checksum that a NIC adds");
     let before = site.drops(Side::B);
     let flood = site.intruder.flood(&stranger.frame, Some(30_000)).unwrap();
-    let command = site.scenario.begin(Side::A, &["--verify=full", "--downtime-limit", "5000"]).unwrap();
-    let report = site.moved(command);
+    let output = site.scenario.migrate(Side::A, &["--verify=full", "--downtime-limit", "5000"]).unwrap();
+    assert!(output.status.success(), "{}{}", output.stdout, output.stderr);
+    let report = site.has_moved();
     let sent = flood.sent();
     drop(flood);
     let own = scenario::link(site.intruder.namespace(), INTRUDER_NIC).unwrap();

@@ -11,11 +11,13 @@
 //! * [`Sniffer`] keeps what it sees of page frames and feedback.
 //! * [`Envelope`] puts bytes into frames of every form there is: with tags, options, extension headers, forged addresses.
 //! * [`Stream`] forges frames and feedback of a migration that was sniffed.
+//! * [`capture`] records what a NIC sees, and looks for bytes in it.
 //! * [`Replay`] is a way to send again what was sniffed.
 //! * [`Kind`] is a frame that the bouncer must not let in, with the reason under which it is to be counted.
 //! * [`Flood`] sends one frame over and over, at a pace.
 //! * [`Drops`] is what the agents counted, and what did not even get to them.
 
+pub mod capture;
 mod drops;
 mod envelope;
 mod flood;

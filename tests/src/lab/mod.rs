@@ -243,6 +243,14 @@ impl Lab {
         self.wire.as_ref().context("this lab's migration network is a cable, not a wire")
     }
 
+    /// Starts a program in one of the lab's namespaces; what it prints is appended to `log`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&self, name: &str, namespace: &str, argv: &[String], log: &Path) -> Result<Process> {
+        self.fixture.while_up(|| Process::start(name, namespace, argv, log, Lifetime::WithUs))
+    }
+
     /// A host.
     pub fn host(&self, side: Side) -> &Host {
         match side {
