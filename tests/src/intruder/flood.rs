@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::lab::plan::INTRUDER_NIC;
 use crate::probe::Workers;
@@ -21,6 +22,7 @@ const CATCH_UP: Duration = Duration::from_millis(20);
 /// A flood that runs until it is dropped.
 pub struct Flood {
     sent: Arc<AtomicU64>,
+    cpu: Arc<AtomicU64>,
     _workers: Workers,
 }
 
@@ -29,7 +31,8 @@ impl Flood {
         let nic = PacketNic::deaf(namespace, INTRUDER_NIC)?;
         let frames = vec![Frame { buffer: frame.to_vec(), len: frame.len() }; BATCH];
         let sent = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&sent);
+        let cpu = Arc::new(AtomicU64::new(0));
+        let (counter, clock) = (Arc::clone(&sent), Arc::clone(&cpu));
         let mut workers = Workers::new();
         workers.start("flood", move |stop| {
             let mut begun = Instant::now();
@@ -49,18 +52,32 @@ impl Flood {
                     continue;
                 }
                 let now = due.min(BATCH as u64);
+                let before = processor_time();
                 let refused = nic.send(&frames[..now as usize]);
+                clock.fetch_add(processor_time() - before, Ordering::Relaxed);
                 since += now;
                 counter.fetch_add(now - refused, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { sent, _workers: workers })
+        Ok(Self { sent, cpu, _workers: workers })
     }
 
     /// Frames sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
+
+    /// Processor time that sending took so far, ns. A frame is carried by the thread that sends it, through the switch and
+    /// mostly to where it ends, so that this is the way's time too.
+    pub fn processor_time(&self) -> u64 {
+        self.cpu.load(Ordering::Relaxed)
+    }
+}
+
+/// Of the calling thread, ns.
+fn processor_time() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// How far a flood is behind its pace.

@@ -17,12 +17,14 @@
 //! * [`Flood`] sends one frame over and over, at a pace.
 //! * [`Drops`] is what the agents counted, and what did not even get to them.
 
+pub(crate) mod bench;
 pub mod capture;
 mod drops;
 mod envelope;
 mod flood;
 mod forge;
 mod kind;
+mod program;
 mod replay;
 mod sniff;
 

@@ -60,6 +60,7 @@ pub(super) fn admit_intruder(layout: &Layout, mtu: u32, queues: u32) -> Result<(
     cable((&switch, INTRUDER_PORT), (&intruder, INTRUDER_NIC), &format!("mtu {mtu}"))?;
     attach(&switch, INTRUDER_PORT, MIGRATION_BRIDGE)?;
     address(&intruder, INTRUDER_NIC, &INTRUDER_IP.to_string())?;
+    netns::inside(&switch, leave_packets_alone)?;
     for port in [Side::A.migration_port(), Side::B.migration_port(), INTRUDER_PORT] {
         run("bridge", &["-n", &switch, "link", "set", "dev", port, "learning", "off", "flood", "on"])?;
         // A veth hands VLAN tags on beside the frame, where a real NIC's XDP program would find them in it.
@@ -122,6 +123,18 @@ fn address(namespace: &str, nic: &str, address: &str) -> Result<()> {
 
 fn up(namespace: &str, nic: &str) -> Result<()> {
     ip(&format!("-n {namespace} link set {nic} up"))
+}
+
+/// No firewall of this machine looks into what the bridges of the calling thread's namespace forward, as none does in a
+/// switch. Nothing to do on a kernel without that.
+fn leave_packets_alone() -> Result<()> {
+    for family in ["iptables", "ip6tables", "arptables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+        if Path::new(&path).exists() {
+            fs::write(&path, "0").with_context(|| format!("writing {path}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// No router solicitations, DAD or MLD on any NIC made later in the calling thread's namespace: they
