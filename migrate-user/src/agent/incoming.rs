@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     control::{ControlError, Prepare, Prepared},
-    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
+    datapath::{
+        Feedback, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, Protection,
+        QueueFigures, losses,
+    },
     memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Role, Session, Unprepared,
@@ -73,7 +76,7 @@ impl Drop for IncomingHost {
 }
 
 /// Feedback to every lane's own socket.
-struct LaneFeedback(Vec<UdpSocket>);
+struct LaneFeedback(Vec<FeedbackSocket>);
 
 impl FeedbackTx for LaneFeedback {
     fn send(&self, feedback: Feedback) {
@@ -182,6 +185,8 @@ impl IncomingHost {
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
             queues: port.lanes() as u32,
+            lanes: request.feedback_ports.len() as u16,
+            protection: Protection::Checksum,
         });
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
@@ -208,7 +213,7 @@ impl IncomingHost {
                 let socket = UdpSocket::bind(SocketAddr::new(nic.address(), 0))?;
                 socket.set_nonblocking(true)?;
                 socket.connect(SocketAddr::new(request.ip, port))?;
-                Ok(socket)
+                Ok(FeedbackSocket::new(socket, None))
             })
             .collect::<std::io::Result<_>>()
             .map(LaneFeedback)

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
-    datapath::{Endpoint, FrameLayout, FramePath, LaneConfig, LaneSender},
+    datapath::{Endpoint, FeedbackSocket, FrameLayout, FramePath, LaneConfig, LaneSender, Protection},
     memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
         Cancel, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan, SourceRecord,
@@ -369,10 +369,11 @@ impl SourceHost for OutgoingHost {
                 lane: lane as u16,
                 frames: layout,
                 path,
+                protection: Protection::Checksum,
                 window: prepared.window,
                 bandwidth: self.bandwidth.map(|total| total / lanes as u64),
             };
-            senders.push(LaneSender::new(config, sink, feedback));
+            senders.push(LaneSender::new(config, sink, FeedbackSocket::new(feedback, None)));
         }
         let frames = frames.ok_or_else(|| MigrationError::Host("the page stream was opened twice".into()))?;
         Ok(OutgoingStream {

@@ -11,14 +11,14 @@ use std::{
 use migrate_common::{
     PAGE_SIZE,
     locate::datagram,
-    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, HEADER_LEN, PageDescriptor},
+    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, Guard, HEADER_LEN, PageDescriptor},
 };
 
 use super::PORT;
 use crate::{
     datapath::{
-        Endpoint, Feedback, FeedbackTx, FrameLayout, FramePath, Inbound, InboundSpec, SessionReceiver,
-        checked_frame,
+        Datagram, Endpoint, Feedback, FeedbackTx, FrameLayout, FramePath, Inbound, InboundSpec, Opener,
+        Protection, Sealer, SessionReceiver,
     },
     memory::{Access, Backend, Mapping, RamLayout, Reservation},
     xsk::Packet,
@@ -78,6 +78,8 @@ impl Guest {
             frames: FrameLayout::new(9000, false, false).ok()?,
             hash: true,
             queues: 1,
+            lanes: 64,
+            protection: Protection::Checksum,
             feedback: Box::new(Check),
             feedback_every: 1,
         });
@@ -168,20 +170,24 @@ fn receive(guest: &mut Guest, mut data: &[u8]) {
 fn one(guest: &mut Guest, receiver: &mut SessionReceiver, frame: &[u8], cut: u8) {
     let piece = [usize::MAX, 3840, 256, 61][usize::from(cut)];
     let pieces: Vec<&[u8]> = frame.chunks(piece).take(18).collect();
-    let Ok(checked) = checked_frame(&Packet::new(&pieces), PORT) else { return };
+    let packet = Packet::new(&pieces);
+    let Some(datagram) = Datagram::in_ethernet(&packet, PORT) else { return };
+    let Ok(header) = datagram.header() else { return };
     let taken = || -> u64 {
         let counters: &AtomicU64 = &guest.inbound.counters().frames;
         counters.load(Ordering::Relaxed)
     };
     let before = taken();
-    receiver.handle(&checked);
+    let proved = receiver.handle(&datagram, header);
     receiver.feedback(true);
     assert!(guest.inbound.take_failure().is_none(), "all memory was reserved");
     if taken() != before {
-        let payload: Vec<u8> =
-            checked.payload(0, checked.header.payload as usize).flatten().copied().collect();
-        let descriptors = checked.descriptors().to_vec();
-        guest.expect(&descriptors, &payload);
+        assert!(proved.is_ok(), "a frame was placed whose guard does not hold");
+        let opened = Opener::new(Protection::Checksum).open(&datagram, header, |checked| {
+            let payload: Vec<u8> = checked.payload(0, header.payload as usize).flatten().copied().collect();
+            guest.expect(checked.descriptors(), &payload);
+        });
+        assert!(opened.is_ok(), "the same frame holds once and once not");
     }
 }
 
@@ -198,8 +204,8 @@ fn whole(body: &[u8], ipv6: bool) -> Vec<u8> {
     let path = FramePath::new(end(1), end(2), 50_000, PORT);
     let mut body = body.to_vec();
     body.resize(body.len().max(HEADER_LEN), 0);
-    body[..5].copy_from_slice(b"XFRY\x01");
-    body[22..24].fill(0);
+    body[..5].copy_from_slice(b"XFRY\x02");
+    body[22..24].fill(Guard::Checksum as u8);
     body[36..40].fill(0);
     let count = usize::from(u16::from_le_bytes([body[6], body[7]]));
     let payload = (body.len() - HEADER_LEN).saturating_sub(count * DESCRIPTOR_LEN) as u32;
@@ -209,7 +215,8 @@ fn whole(body: &[u8], ipv6: bool) -> Vec<u8> {
     let mut frame = vec![0; path.len()];
     frame.extend_from_slice(&body);
     if let Some(header) = parsed.filter(|header| header.frame_len() == body.len()) {
-        crate::datapath::write_frame(&mut frame, &path, header);
+        let completed = Sealer::new(Protection::Checksum).complete(&mut frame, &path, header);
+        debug_assert_eq!(completed, Ok(frame.len()));
         debug_assert!(datagram(&frame[..], PORT).is_some());
         debug_assert_ne!(frame[path.len() + CHECKSUM_OFFSET..].len(), 0);
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use migrate_common::wire::{FrameHeader, FrameKind, PageDescriptor};
+use migrate_common::wire::{FrameHeader, FrameKind, Guard, PageDescriptor};
 
 use super::*;
 use crate::{
@@ -112,6 +112,7 @@ fn framed(flags: u8, lane: u16, sequence: u32, descriptors: &[PageDescriptor]) -
         epoch: 1,
         lane,
         sequence,
+        guard: Guard::Checksum,
         payload: payload as u32,
         checksum: 0,
     };
