@@ -2,15 +2,15 @@
 //! lengths, checksum. The one place that has to follow the stream's format, as far as its own encoders do not.
 
 use migrate_common::PAGE_SIZE;
-use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, HEADER_LEN, PageDescriptor};
+use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, PageDescriptor};
 
 use super::Sniffed;
 
-/// Fields of the header that are reserved, or say how a frame is protected.
-const RESERVED: [std::ops::Range<usize>; 2] = [22..24, 36..40];
-/// Where a feedback datagram says how far the receiver got, and how many frames came.
+/// Where a feedback datagram says how far the receiver got, and how many frames came; both are 32 bits, little-endian.
 const SEEN: std::ops::Range<usize> = 20..24;
 const RECEIVED: std::ops::Range<usize> = 24..28;
+/// What stands for a tag that cannot be made.
+const NO_TAG: u8 = 0xa7;
 
 /// A migration's page stream as the intruder knows it.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,13 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The same stream as if nothing but the checksum guarded its frames.
+    #[must_use]
+    pub fn unsealed(mut self) -> Self {
+        self.header.guard = Guard::Checksum;
+        self
+    }
+
     /// A frame that puts `content` into whole pages of the first memory backend. `sequence` is its number in the epoch
     /// of [`Self::header`].
     pub fn pages(&self, pages: &[u64], content: u8, sequence: u32) -> Vec<u8> {
@@ -38,43 +45,39 @@ impl Stream {
             descriptors: descriptors.len() as u16,
             payload: payload.len() as u32,
             sequence,
+            checksum: 0,
             ..self.header
         };
         let mut frame = header.to_bytes().to_vec();
         descriptors.iter().for_each(|descriptor| frame.extend(descriptor.to_bytes()));
         frame.extend(payload);
-        seal(&mut frame);
+        frame.resize(header.frame_len(), NO_TAG);
+        mend(&mut frame, header.guard);
         frame
     }
 
-    /// The same frame saying that nothing protects it.
-    pub fn unprotected(mut frame: Vec<u8>) -> Vec<u8> {
-        RESERVED.into_iter().for_each(|field| frame[field].fill(0));
-        seal(&mut frame);
-        frame
-    }
-
-    /// A sniffed frame with one byte of it changed, behind the header or in it, and the checksum put right.
-    pub fn changed(sniffed: &Sniffed, at: usize) -> Vec<u8> {
+    /// A sniffed frame with one bit of it changed, in whatever part, and its checksum put right if it has one.
+    pub fn changed(&self, sniffed: &Sniffed, at: usize) -> Vec<u8> {
         let mut frame = sniffed.payload().to_vec();
         let at = at % frame.len();
-        frame[at] ^= 0x40;
-        seal(&mut frame);
+        frame[at] ^= 0x01;
+        mend(&mut frame, self.header.guard);
         frame
     }
 
-    /// A sniffed feedback datagram's payload that says more.
-    pub fn feedback(sniffed: &Sniffed, seen: u32) -> Vec<u8> {
+    /// A sniffed feedback datagram's payload that says something else, and the same without what follows it.
+    pub fn feedback(sniffed: &Sniffed, seen: u32) -> [Vec<u8>; 2] {
         let mut datagram = sniffed.payload().to_vec();
         datagram[SEEN].copy_from_slice(&seen.to_le_bytes());
         datagram[RECEIVED].copy_from_slice(&seen.to_le_bytes());
-        datagram
+        let bare = datagram[..RECEIVED.end].to_vec();
+        [datagram, bare]
     }
 }
 
-/// Puts the checksum right: CRC32C over all with the field itself zero.
-fn seal(frame: &mut [u8]) {
-    if frame.len() < HEADER_LEN {
+/// Puts the checksum of a frame that has one right: CRC32C over all with the field itself zero.
+fn mend(frame: &mut [u8], guard: Guard) {
+    if guard != Guard::Checksum || frame.len() < HEADER_LEN {
         return;
     }
     let field = CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4;
