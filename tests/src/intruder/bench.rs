@@ -135,11 +135,13 @@ fn print(cells: &[Cell], rows: &BTreeMap<usize, Vec<Row>>) {
     let median =
         |index: usize, of: fn(&Row) -> f64| median(rows.get(&index).into_iter().flatten().map(of).collect());
     let quiet = median(0, |row| row.migration.pre_copy);
+    let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
     println!(
-        "{:<24} {:>10} {:>8} {:>10} {:>14} {:>6} {:>10} {:>10} {:>8} {:>8} {:>8}",
+        "{:<24} {:>10} {:>8} {:>8} {:>8} {:>14} {:>6} {:>10} {:>10} {:>8} {:>8} {:>8}",
         "flood",
         "frames/s",
         "ns each",
+        "of CPUs",
         "of wire",
         "pre-copy MiB/s",
         "ratio",
@@ -156,6 +158,7 @@ fn print(cells: &[Cell], rows: &BTreeMap<usize, Vec<Row>>) {
             Some((pace, Target::Nowhere)) => format!("{pace}/s, nowhere"),
         };
         let pace = median(index, |row| row.pace);
+        let each = if cell.is_some() { median(index, |row| row.each) } else { 0.0 };
         let rate = median(index, |row| row.migration.pre_copy);
         // The same pace to nowhere is the next.
         let beside = match cell {
@@ -165,8 +168,8 @@ fn print(cells: &[Cell], rows: &BTreeMap<usize, Vec<Row>>) {
             _ => "–".to_owned(),
         };
         println!(
-            "{name:<24} {pace:>10.0} {:>8.0} {:>9.1}% {rate:>14.0} {:>6.2} {beside:>10} {:>10.0} {:>8.0} {:>8.0} {:>8.1}",
-            median(index, |row| row.each),
+            "{name:<24} {pace:>10.0} {each:>8.0} {:>7.0}% {:>7.1}% {rate:>14.0} {:>6.2} {beside:>10} {:>10.0} {:>8.0} {:>8.0} {:>8.1}",
+            100.0 * pace * each / (processors * 1e9),
             100.0 * pace * ON_THE_WIRE / (quiet * MIB),
             rate / quiet,
             median(index, |row| row.lost),
