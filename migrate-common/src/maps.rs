@@ -41,10 +41,13 @@ pub enum DropReason {
     WrongPeer = 5,
     /// No AF_XDP socket is bound to the receiving queue.
     NoSocket = 6,
+    /// Behind headers that the page stream never has: IP options, extension headers, a second VLAN tag; or in
+    /// fragments.
+    Unsupported = 7,
 }
 
 /// Number of drop reasons: size of the counter array.
-pub const DROP_REASONS: u32 = 7;
+pub const DROP_REASONS: u32 = 8;
 
 impl DropReason {
     /// Every reason, in the order of the counter array.
@@ -56,6 +59,7 @@ impl DropReason {
         Self::UnknownSession,
         Self::WrongPeer,
         Self::NoSocket,
+        Self::Unsupported,
     ];
 
     /// Name as shown in status and metrics.
@@ -68,6 +72,7 @@ impl DropReason {
             Self::UnknownSession => "unknown-session",
             Self::WrongPeer => "wrong-peer",
             Self::NoSocket => "no-socket",
+            Self::Unsupported => "unsupported",
         }
     }
 }

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use migrate_common::{
-    locate::{self, Packet},
+    locate::{self, Claim, Packet},
     maps::{DROP_REASONS, DropReason, MAX_QUEUES, MAX_SESSIONS, Session, SessionCounters},
     wire::{FrameHeader, HEADER_LEN, WireError},
 };
@@ -58,10 +58,12 @@ fn xferry(ctx: XdpContext) -> u32 {
     // SAFETY: the loader writes the value before the program is loaded; volatile keeps the compiler from
     // folding the initial 0 in.
     let port = unsafe { core::ptr::read_volatile(&raw const DATA_PORT) };
-    let Some(datagram) = locate::datagram(&Linear(&ctx), port) else {
-        return xdp_action::XDP_PASS;
+    let admitted = match locate::claim(&Linear(&ctx), port) {
+        None => return xdp_action::XDP_PASS,
+        Some(Claim::Plain(datagram)) => admit(&ctx, &datagram),
+        Some(Claim::Unsupported) => Err(DropReason::Unsupported),
     };
-    match admit(&ctx, &datagram) {
+    match admitted {
         Ok(action) => action,
         Err(reason) => refuse(&ctx, reason),
     }
@@ -69,14 +71,15 @@ fn xferry(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn admit(ctx: &XdpContext, datagram: &locate::Datagram) -> Result<u32, DropReason> {
-    // SAFETY: ctx.ctx is the kernel's xdp_md of this run.
-    let frame_len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
+    // First what a stranger's frame fails at: it is to cost as little as it can.
     let bytes: [u8; HEADER_LEN] = Linear(ctx).bytes(datagram.payload_offset).ok_or(DropReason::Truncated)?;
     let header = FrameHeader::parse(&bytes).map_err(|error| match error {
         WireError::BadMagic => DropReason::BadMagic,
         WireError::BadVersion(_) => DropReason::BadVersion,
         _ => DropReason::Malformed,
     })?;
+    // SAFETY: ctx.ctx is the kernel's xdp_md of this run.
+    let frame_len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
     if header.frame_len() != datagram.payload_len
         || datagram.payload_offset + datagram.payload_len > frame_len
     {

@@ -8,7 +8,7 @@ mod frame;
 pub(crate) mod seeds;
 
 use bytes::BytesMut;
-use migrate_common::locate::{self, Datagram};
+use migrate_common::locate::{self, Claim, Datagram};
 
 use crate::{
     agent::AgentConfig,
@@ -135,6 +135,49 @@ pub fn locate(data: &[u8]) {
     if let Some(found) = found {
         assert!(found.payload_offset <= data.len());
     }
+    let claim = match found {
+        Some(plain) => Some(Claim::Plain(plain)),
+        None => (claimed_port(data) == Some(PORT)).then_some(Claim::Unsupported),
+    };
+    assert_eq!(locate::claim(data, PORT), claim);
+}
+
+/// UDP port of a frame behind whatever headers, in other words than `locate`'s.
+fn claimed_port(frame: &[u8]) -> Option<u16> {
+    let be16 = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?));
+    let mut rest = frame.get(12..)?;
+    for _ in 0..locate::MAX_TAGS {
+        if matches!(be16(rest)?, 0x8100 | 0x88a8) {
+            rest = rest.get(4..)?;
+        }
+    }
+    let (ethertype, packet) = (be16(rest)?, &rest[2..]);
+    let version = packet.first()? >> 4;
+    let udp = match (ethertype, version) {
+        (0x0800, 4) => {
+            let first = packet.get(..20)?;
+            let words = usize::from(first[0] % 16);
+            let is_udp = first[9] == 17 && be16(&first[6..])? % 0x2000 == 0;
+            (is_udp && words >= 5).then(|| packet.get(words * 4..))??
+        }
+        (0x86dd, 6) => behind_chain(*packet.get(6)?, packet.get(40..)?, locate::MAX_EXTENSIONS)?,
+        _ => return None,
+    };
+    be16(udp.get(2..)?)
+}
+
+/// What follows a chain of IPv6 extension headers, if that is UDP.
+fn behind_chain(kind: u8, rest: &[u8], left: usize) -> Option<&[u8]> {
+    if kind == 17 {
+        return Some(rest);
+    }
+    let header = rest.get(..4).filter(|_| left > 0)?;
+    let len = match kind {
+        0 | 43 | 60 => 8 + 8 * usize::from(header[1]),
+        44 if u16::from_be_bytes([header[2], header[3]]) < 8 => 8,
+        _ => return None,
+    };
+    behind_chain(header[0], rest.get(len..)?, left - 1)
 }
 
 /// The same in other words, for comparison.

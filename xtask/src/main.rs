@@ -25,7 +25,8 @@ cargo xtask TASK
   fuzz [TARGET…]   fuzz the parsers of what comes from outside, all or those named (--runs N, --seconds S for each;
                    without either as long as `test` does)
   miri [FILTER]    the tests of modules without system calls under Miri (nightly with miri and rust-src)
-  wire [OPTIONS]   build, then measure migrations over a migration network that loses frames (--wire FAULTS …)
+  wire [OPTIONS]   build, then measure migrations over a migration network that loses frames (--wire FAULTS …), or
+                   beside a flood of strangers (--flood)
   load NIC         build, then attach the XDP program to NIC and show its counters
   clean            remove what `demo --keep` or a killed demo left behind
 ";

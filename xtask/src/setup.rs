@@ -24,6 +24,7 @@ pub fn run() -> Result<()> {
             ("mount", "mount"),
             ("mkfs.ext4", "e2fsprogs"),
             ("ethtool", "ethtool"),
+            ("tshark", "tshark"),
             ("cc", "gcc"),
         ],
     );

@@ -266,7 +266,29 @@ fn packets() -> Vec<(String, Vec<u8>)> {
     six.extend([0xfd; 32]);
     six.extend(&udp);
     six.extend(*b"XFRY");
-    vec![("ipv4".into(), plain), ("vlan".into(), tagged), ("ipv6".into(), six)]
+    let mut stacked = tagged.clone();
+    stacked.splice(12..12, [0x88, 0xa8, 0x00, 0x07]);
+    let mut options = plain.clone();
+    options[14] = 0x46;
+    options.splice(34..34, [1, 1, 1, 0]);
+    let mut fragment = plain.clone();
+    fragment[20] = 0x20;
+    let mut extended = six.clone();
+    extended[20] = 0;
+    // Hop-by-hop options, destination options of 16 bytes, a first fragment.
+    extended.splice(54..54, [60, 0, 1, 4, 0, 0, 0, 0]);
+    extended.splice(62..62, [44, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    extended.splice(78..78, [17, 0, 0, 1, 0, 0, 0, 7]);
+    let seeds = [
+        ("ipv4", plain),
+        ("vlan", tagged),
+        ("ipv6", six),
+        ("stacked", stacked),
+        ("options", options),
+        ("fragment", fragment),
+        ("extended", extended),
+    ];
+    seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
 
 fn corpus(target: &str) -> PathBuf {

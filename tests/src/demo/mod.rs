@@ -111,6 +111,8 @@ fn lab_config(args: &Args) -> LabConfig {
         state_disk: None,
         limits: Vec::new(),
         wire: args.wire,
+        intruder: false,
+        encryption: default.encryption,
     }
 }
 

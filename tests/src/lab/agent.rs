@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::encryption::Encryption;
 use super::pki;
 use super::plan::{CONTROL_PORT, MIGRATION_NIC, MIGRATION_PORT, Side};
 
@@ -18,6 +19,8 @@ struct AgentConfig {
     state_dir: PathBuf,
     vms_dir: PathBuf,
     insecure: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<&'static str>,
     pki_dir: PathBuf,
     control: Control,
     migration: Migration,
@@ -41,26 +44,31 @@ pub(super) fn socket(host_dir: &Path) -> PathBuf {
     host_dir.join("xferry.sock")
 }
 
+/// What an agent is told that is not the same in every lab.
+pub(super) struct Words<'a> {
+    /// Time limits that are not the default, s.
+    pub limits: &'a [(&'static str, u64)],
+    /// Whether it goes without certificates.
+    pub insecure: bool,
+    /// About encrypting pages.
+    pub encryption: Option<Encryption>,
+}
+
 /// The configuration (TOML) of the agent on `side`.
-pub(super) fn config(
-    side: Side,
-    host_dir: &Path,
-    state_dir: &Path,
-    limits: &[(&'static str, u64)],
-    insecure: bool,
-) -> Result<String> {
+pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path, words: &Words<'_>) -> Result<String> {
     let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
     let config = AgentConfig {
         name: side.name(),
         socket: socket(host_dir),
         state_dir: state_dir.to_owned(),
         vms_dir: host_dir.join("vms"),
-        insecure,
+        insecure: words.insecure,
+        encryption: words.encryption.and_then(Encryption::value),
         pki_dir: pki::dir(host_dir),
         control: Control { listen: control(side) },
         migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
         peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
-        limits: limits.iter().copied().collect(),
+        limits: words.limits.iter().copied().collect(),
     };
     toml::to_string(&config).context("encoding the agent's configuration")
 }
@@ -71,9 +79,8 @@ mod tests {
 
     #[test]
     fn peers_point_at_each_other() {
-        let config = |side, dir: &str| {
-            config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)], false)
-        };
+        let words = Words { limits: &[("hello", 7)], insecure: false, encryption: None };
+        let config = |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"), &words);
         let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
         let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);

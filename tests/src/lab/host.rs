@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::disk::{Filler, HoldableDisk};
+use super::encryption::Encryption;
 use super::fixture::Fixture;
 use super::monitor::Monitor;
 use super::plan::{Side, VM_NAME};
@@ -38,6 +39,7 @@ pub struct Host {
     xferry: PathBuf,
     limits: Vec<(&'static str, u64)>,
     insecure: bool,
+    encryption: Option<Encryption>,
     lifetime: Lifetime,
     agent: Mutex<Option<Process>>,
     vm: Mutex<Option<Process>>,
@@ -64,6 +66,7 @@ impl Host {
             xferry: config.xferry.clone(),
             limits: config.limits.clone(),
             insecure: config.insecure,
+            encryption: config.encryption,
             lifetime,
             agent: Mutex::new(None),
             vm: Mutex::new(None),
@@ -162,7 +165,9 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        agent::config(self.side, &self.dir(), &self.state_dir(), &self.limits, self.insecure)
+        let words =
+            agent::Words { limits: &self.limits, insecure: self.insecure, encryption: self.encryption };
+        agent::config(self.side, &self.dir(), &self.state_dir(), &words)
     }
 
     /// Where the agent has its certificate and its key.

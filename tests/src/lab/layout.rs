@@ -49,9 +49,14 @@ impl Layout {
         format!("{}client", self.prefix)
     }
 
-    /// All namespaces of the lab.
-    pub fn namespaces(&self) -> [String; 4] {
-        [self.namespace(Side::A), self.namespace(Side::B), self.switch(), self.client()]
+    /// The namespace of the third host on the migration network.
+    pub fn intruder(&self) -> String {
+        format!("{}intruder", self.prefix)
+    }
+
+    /// All namespaces that the lab can have. Only some have an intruder.
+    pub fn namespaces(&self) -> [String; 5] {
+        [self.namespace(Side::A), self.namespace(Side::B), self.switch(), self.client(), self.intruder()]
     }
 
     /// The lab's directory for sockets, configuration and logs.
@@ -105,7 +110,7 @@ mod tests {
     #[test]
     fn demo_has_plain_names() {
         let layout = Layout::new("", Path::new("/cache"));
-        assert_eq!(layout.namespaces(), ["host-a", "host-b", "switch", "client"]);
+        assert_eq!(layout.namespaces(), ["host-a", "host-b", "switch", "client", "intruder"]);
         assert_eq!(layout.state_file(), Path::new("/run/xferry-lab/lab.json"));
         assert_eq!(layout.host_dir(Side::B), Path::new("/run/xferry-lab/demo/host-b"));
     }

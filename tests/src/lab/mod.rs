@@ -22,6 +22,7 @@ mod agent;
 mod api;
 mod command;
 mod disk;
+mod encryption;
 mod fixture;
 mod host;
 mod layout;
@@ -49,6 +50,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use command::run as run_tool;
 pub use disk::{Filler, Held, HoldableDisk};
+pub use encryption::{Encryption, lacks_encryption};
 pub use host::{Host, Output};
 pub use layout::Layout;
 pub use plan::Side;
@@ -78,8 +80,13 @@ pub struct LabConfig {
     pub limits: Vec<(&'static str, u64)>,
     /// What is wrong with the migration network; `None` is a cable. Needs ethtool.
     pub wire: Option<WireConfig>,
+    /// Whether the migration network is a switch with a third host at it; see [`crate::intruder`]. Not together with
+    /// `wire`. Needs ethtool.
+    pub intruder: bool,
     /// Whether the agents go without certificates.
     pub insecure: bool,
+    /// What the agents are told about encrypting pages; `None` is nothing.
+    pub encryption: Option<Encryption>,
     /// Leave the lab up when it is dropped.
     pub keep: bool,
     /// The program under test.
@@ -97,7 +104,9 @@ impl Default for LabConfig {
             state_disk: None,
             limits: Vec::new(),
             wire: None,
+            intruder: false,
             insecure: false,
+            encryption: None,
             keep: false,
             xferry: xferry_program(),
             cache_dir: cache_dir(),
@@ -109,6 +118,12 @@ impl LabConfig {
     /// As [`Self::for_test`], without certificates: for tests that speak with an agent themselves.
     pub fn insecure() -> Self {
         Self { insecure: true, ..Self::for_test() }
+    }
+
+    /// The same with the agents told to encrypt pages, or not to.
+    #[must_use]
+    pub fn encryption(self, encryption: Encryption) -> Self {
+        Self { encryption: Some(encryption), ..self }
     }
 
     /// A lab with a prefix of its own, so that tests may run side by side.
@@ -184,6 +199,9 @@ impl Lab {
             Self { a: host(Side::A), b: host(Side::B), wire: None, fixture: Arc::clone(&fixture), config };
         if let Some(wire) = lab.config.wire {
             lab.wire = Some(lab.interpose_wire(&wire)?);
+        } else if lab.config.intruder {
+            let (mtu, queues) = (lab.config.mtu, lab.config.queues);
+            lab.fixture.while_up(|| topology::admit_intruder(lab.layout(), mtu, queues))?;
         }
         Ok(lab)
     }
@@ -223,6 +241,14 @@ impl Lab {
     /// If it has none: see [`LabConfig::wire`].
     pub fn wire(&self) -> Result<&Wire> {
         self.wire.as_ref().context("this lab's migration network is a cable, not a wire")
+    }
+
+    /// Starts a program in one of the lab's namespaces; what it prints is appended to `log`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(&self, name: &str, namespace: &str, argv: &[String], log: &Path) -> Result<Process> {
+        self.fixture.while_up(|| Process::start(name, namespace, argv, log, Lifetime::WithUs))
     }
 
     /// A host.

@@ -86,6 +86,10 @@ pub const TAP: &str = "vmtap0";
 pub const SWITCH_BRIDGE: &str = "sw0";
 /// The bridge that plays the migration network's switch, where it has one.
 pub const MIGRATION_BRIDGE: &str = "sw1";
+/// The migration network's switch's port to the intruder, where there is one.
+pub const INTRUDER_PORT: &str = "mig-x";
+/// The intruder's NIC.
+pub const INTRUDER_NIC: &str = "eth0";
 /// The switch's port to the client.
 pub const CLIENT_PORT: &str = "port-client";
 /// The client's NIC.
@@ -95,6 +99,8 @@ pub const CLIENT_NIC: &str = "eth0";
 pub const PREFIX_LEN: u8 = 24;
 /// The client's address on the VM network.
 pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 2);
+/// The intruder's own address on the migration network.
+pub const INTRUDER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 66);
 /// The VM's address.
 pub const VM_IP: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 10);
 /// The VM's MAC address (locally administered, QEMU's prefix).

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::command::ip;
+use super::command::{ip, run};
 use super::layout::Layout;
 use super::netns;
 use super::plan::{
-    BRIDGE, CLIENT_IP, CLIENT_NIC, CLIENT_PORT, MANAGEMENT_NIC, MIGRATION_BRIDGE, MIGRATION_NIC, PREFIX_LEN,
-    SWITCH_BRIDGE, Side, TAP, UPLINK,
+    BRIDGE, CLIENT_IP, CLIENT_NIC, CLIENT_PORT, INTRUDER_IP, INTRUDER_NIC, INTRUDER_PORT, MANAGEMENT_NIC,
+    MIGRATION_BRIDGE, MIGRATION_NIC, PREFIX_LEN, SWITCH_BRIDGE, Side, TAP, UPLINK,
 };
 
 /// A bridge that forwards at once and learns, and does nothing by itself.
@@ -18,11 +18,8 @@ const BRIDGE_OPTIONS: &str = "type bridge stp_state 0 forward_delay 0 mcast_snoo
 
 /// Makes everything. Whoever calls it removes it, also when only a part was made.
 pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
-    for namespace in layout.namespaces() {
-        netns::add(&namespace)?;
-        netns::inside(&namespace, silence_ipv6)
-            .with_context(|| format!("preparing namespace {namespace}"))?;
-        ip(&format!("-n {namespace} link set lo up"))?;
+    for name in layout.namespaces().iter().filter(|&name| *name != layout.intruder()) {
+        namespace(name)?;
     }
     let (a, b) = (layout.namespace(Side::A), layout.namespace(Side::B));
     let migration = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
@@ -52,6 +49,32 @@ pub(super) fn interpose_switch(layout: &Layout, mtu: u32, queues: u32, path_mtu:
     }
     ip(&format!("-n {switch} link set {} mtu {path_mtu}", Side::B.migration_port()))?;
     up(&switch, MIGRATION_BRIDGE)
+}
+
+/// Joins the migration NICs by a switch that hands the intruder, at a port of its own, every frame of both directions, as
+/// one does that somebody has taken over. It learns nothing, so that a forged source address turns nothing away.
+pub(super) fn admit_intruder(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+    let (switch, intruder) = (layout.switch(), layout.intruder());
+    interpose_switch(layout, mtu, queues, mtu)?;
+    namespace(&intruder)?;
+    cable((&switch, INTRUDER_PORT), (&intruder, INTRUDER_NIC), &format!("mtu {mtu}"))?;
+    attach(&switch, INTRUDER_PORT, MIGRATION_BRIDGE)?;
+    address(&intruder, INTRUDER_NIC, &INTRUDER_IP.to_string())?;
+    netns::inside(&switch, leave_packets_alone)?;
+    for port in [Side::A.migration_port(), Side::B.migration_port(), INTRUDER_PORT] {
+        run("bridge", &["-n", &switch, "link", "set", "dev", port, "learning", "off", "flood", "on"])?;
+        // A veth hands VLAN tags on beside the frame, where a real NIC's XDP program would find them in it.
+        let tags = ["tx-vlan-hw-insert", "off", "tx-vlan-stag-hw-insert", "off"];
+        run("ip", &[&["netns", "exec", &switch, "ethtool", "-K", port][..], &tags].concat())?;
+    }
+    Ok(())
+}
+
+/// A namespace without IPv6's own traffic.
+fn namespace(name: &str) -> Result<()> {
+    netns::add(name)?;
+    netns::inside(name, silence_ipv6).with_context(|| format!("preparing namespace {name}"))?;
+    ip(&format!("-n {name} link set lo up"))
 }
 
 /// Replaces the cable between the migration NICs by one from each to a port of its own in the switch, where nothing
@@ -100,6 +123,18 @@ fn address(namespace: &str, nic: &str, address: &str) -> Result<()> {
 
 fn up(namespace: &str, nic: &str) -> Result<()> {
     ip(&format!("-n {namespace} link set {nic} up"))
+}
+
+/// No firewall of this machine looks into what the bridges of the calling thread's namespace forward, as none does in a
+/// switch. Nothing to do on a kernel without that.
+fn leave_packets_alone() -> Result<()> {
+    for family in ["iptables", "ip6tables", "arptables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+        if Path::new(&path).exists() {
+            fs::write(&path, "0").with_context(|| format!("writing {path}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// No router solicitations, DAD or MLD on any NIC made later in the calling thread's namespace: they

@@ -9,7 +9,7 @@ use crate::lab::{self, Accel, Disk, VmConfig};
 /// QEMU's program.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// RAM of the VMs in MiB.
-const MEMORY_MIB: u64 = 256;
+pub const MEMORY_MIB: u64 = 256;
 
 /// What the guest does to its memory.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@
 mod fake_peer;
 mod link;
 mod machine;
+mod planted;
 mod stranger;
 mod tracking;
 
@@ -16,8 +17,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 pub use fake_peer::{FakePeer, greet, hello};
-pub use link::{bytes_sent, ip};
-pub use machine::{Workload, bare, linux};
+pub use link::{bytes_sent, ip, link, mac};
+pub use machine::{MEMORY_MIB, Workload, bare, linux};
+pub use planted::Planted;
 pub use stranger::{Junk, Stranger};
 pub use tracking::tracked;
 

@@ -1,5 +1,5 @@
-//! The program `wire`: what the relay carries, and what a migration through it loses by losses. Ratios within one run
-//! count: everything shares the machine's processors.
+//! The program `wire`: what the relay carries, and what a migration through it loses by losses; or what it loses to a flood.
+//! Ratios within one run count: everything shares the machine's processors.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -12,11 +12,12 @@ use super::config::WireConfig;
 use super::line::Frame;
 use super::nic::PacketNic;
 use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate};
+use crate::intruder::bench as flood;
 use crate::lab::plan::{MIGRATION_NIC, Side};
 use crate::lab::{self, Accel, Lab, LabConfig, Report, VmConfig};
 use crate::scenario::Scenario;
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub(crate) const MIB: f64 = 1024.0 * 1024.0;
 /// Length of the measurement of the bare relay.
 const RELAY_TIME: Duration = Duration::from_secs(2);
 /// Frames sent and not yet seen at the other end: what a veth queue holds, with room to spare.
@@ -26,13 +27,19 @@ const RELAY_STALL: Duration = Duration::from_millis(20);
 /// EtherType for experiments (IEEE 802).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// Measures the lab's relay, and migrations through it by loss.
+/// Measures the lab's relay, and migrations through it by loss; or migrations beside a flood of strangers.
 #[derive(Debug, Parser)]
 pub struct Args {
     /// What the wire does, once more for each wire; the first is what the others are compared with
     #[arg(long, value_name = "FAULTS", default_values = ["loss=0", "loss=0.1%", "loss=1%", "loss=5%"])]
     wire: Vec<String>,
-    /// Migrations on each wire; medians are shown
+    /// Instead: a switch, and a third host that floods the destination's data port with frames of 64 bytes
+    #[arg(long, conflicts_with = "wire")]
+    flood: bool,
+    /// Frames a second of the flood, once more for each flood
+    #[arg(long, value_name = "FRAMES", default_values_t = [50_000, 200_000, 500_000])]
+    pace: Vec<u64>,
+    /// Migrations on each wire, or beside each flood; medians are shown
     #[arg(long, default_value_t = 4)]
     runs: u32,
     /// RAM of the guest in MiB
@@ -51,17 +58,17 @@ pub struct Args {
 
 /// One migration's figures.
 #[derive(Clone, Copy, Debug)]
-struct Figures {
+pub(crate) struct Figures {
     /// Page content of all rounds while the VM ran, by their time, MiB/s.
-    pre_copy: f64,
+    pub pre_copy: f64,
     /// The same of round 0 alone.
     first: f64,
     /// ms.
-    total: f64,
+    pub total: f64,
     /// ms.
-    blackout: f64,
+    pub blackout: f64,
     /// Frames lost.
-    lost: f64,
+    pub lost: f64,
     /// Number of rounds.
     rounds: f64,
     /// Times the receiver was silent for too long.
@@ -80,6 +87,9 @@ pub fn main(args: &Args) -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    if args.flood {
+        return flood::run(guest(args)?, args.mtu, args.runs, &args.pace);
+    }
     let wires: Vec<WireConfig> = args.wire.iter().map(|text| text.parse()).collect::<Result<_>>()?;
     let config = LabConfig { mtu: args.mtu, wire: Some(WireConfig::default()), ..LabConfig::for_test() };
     let lab = Lab::new(config.clone())?;
@@ -150,7 +160,7 @@ fn guest(args: &Args) -> Result<VmConfig> {
     })
 }
 
-fn read(report: &Report) -> Result<Figures> {
+pub(crate) fn read(report: &Report) -> Result<Figures> {
     let rounds = report.rounds();
     let last =
         |index: usize| report.get(&format!("/rounds/{index}/last")).and_then(serde_json::Value::as_bool);
@@ -174,7 +184,7 @@ fn read(report: &Report) -> Result<Figures> {
     })
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

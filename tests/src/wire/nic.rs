@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, IntoRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use pnet_datalink::{Channel, Config};
+use pnet_datalink::{Channel, ChannelType, Config};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt};
@@ -32,6 +32,19 @@ impl PacketNic {
     /// # Errors
     /// If there is none, or without the right to.
     pub fn open(namespace: &str, name: &str) -> Result<Self> {
+        Self::bound(namespace, name, ChannelType::Layer2)
+    }
+
+    /// The same for sending alone: the kernel does not so much as look whether a frame that comes or goes is for it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn deaf(namespace: &str, name: &str) -> Result<Self> {
+        // Bound to protocol 0, which is none (packet(7)). The socket is ours and stays one for whole frames.
+        Self::bound(namespace, name, ChannelType::Layer3(0))
+    }
+
+    fn bound(namespace: &str, name: &str, channel_type: ChannelType) -> Result<Self> {
         let opened = netns::inside(namespace, || {
             let nic = pnet_datalink::interfaces().into_iter().find(|nic| nic.name == name);
             let nic = nic.with_context(|| format!("no NIC {name}"))?;
@@ -41,7 +54,8 @@ impl PacketNic {
             // The kernel cuts it to what anybody may have, which a few frames fill.
             socket.set_send_buffer_size(SOCKET_BYTES)?;
             // pnet binds a socket of ours to a NIC, which has no safe way of its own, and closes this copy.
-            let config = Config { socket_fd: Some(socket.try_clone()?.into_raw_fd()), ..Config::default() };
+            let copy = Some(socket.try_clone()?.into_raw_fd());
+            let config = Config { socket_fd: copy, channel_type, ..Config::default() };
             let Channel::Ethernet(..) = pnet_datalink::channel(&nic, config)? else {
                 bail!("{name} is not an Ethernet NIC");
             };
