@@ -1,6 +1,7 @@
 //! xferry beside its peers: the same guest, the same link, in the same run. Ratios count; times of one machine
 //! do not compare with another's.
 
+mod ciphers;
 mod link;
 mod qemu;
 mod table;
@@ -12,6 +13,7 @@ use clap::Parser;
 
 use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate, SerialLog};
 use crate::lab::{Accel, Lab, LabConfig, Side, VmConfig, plan::VM_NAME};
+use ciphers::Cost;
 use qemu::Peer;
 use table::{Row, Table};
 
@@ -41,6 +43,9 @@ pub struct Args {
     /// Runs of each; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: u32,
+    /// Instead: what each way of guarding pages costs, in memory and in migrations
+    #[arg(long)]
+    ciphers: bool,
     /// Write rows and all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,11 +71,10 @@ pub fn main(args: &Args) -> ExitCode {
         eprintln!("bench: {reason}");
         return ExitCode::FAILURE;
     }
-    match run(args) {
-        Ok(table) => {
-            print!("{table}");
-            ExitCode::SUCCESS
-        }
+    let measured =
+        if args.ciphers { measure_ciphers(args) } else { run(args).map(|table| print!("{table}")) };
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -78,7 +82,7 @@ pub fn main(args: &Args) -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<Table> {
+fn set_up(args: &Args) -> Result<(Lab, VmConfig)> {
     let image = GuestImage::prepare(GuestKind::Bare, &crate::lab::cache_dir())?;
     let params = GuestParams {
         mib: args.fill,
@@ -102,12 +106,33 @@ fn run(args: &Args) -> Result<Table> {
         xferry: args.xferry.clone().unwrap_or_else(crate::lab::xferry_program),
         ..LabConfig::for_test()
     })?;
+    Ok((lab, config))
+}
+
+fn measure_ciphers(args: &Args) -> Result<()> {
+    ciphers::in_memory(2)?;
+    ciphers::in_memory(15)?;
+    let (lab, config) = set_up(args)?;
+    // Not counted, as below.
+    xferry(&lab, &config, "")?;
+    let mut costs: Vec<Vec<Cost>> = ciphers::ALL.iter().map(|_| Vec::new()).collect();
+    for _ in 0..args.runs {
+        for (guarding, costs) in ciphers::ALL.iter().zip(&mut costs) {
+            costs.push(xferry(&lab, &config, guarding.settings)?);
+        }
+    }
+    ciphers::print(&costs);
+    Ok(())
+}
+
+fn run(args: &Args) -> Result<Table> {
+    let (lab, config) = set_up(args)?;
     let mut table = Table::new(args);
     let tcp = link::best_tcp(&lab)?;
     // Not counted: whoever goes first pays for memory that the machine below touches for the first time.
     with_guest(&lab, &config, || qemu::migrate(&lab, &config, Peer::ALL[0]))?;
     for _ in 0..args.runs {
-        table.add("xferry", xferry(&lab, &config)?);
+        table.add("xferry", xferry(&lab, &config, "")?.figures);
         for peer in Peer::ALL {
             table.add(peer.name(), with_guest(&lab, &config, || qemu::migrate(&lab, &config, peer))?);
         }
@@ -136,10 +161,12 @@ fn with_guest<T>(lab: &Lab, config: &VmConfig, work: impl FnOnce() -> Result<T>)
     result
 }
 
-fn xferry(lab: &Lab, config: &VmConfig) -> Result<Figures> {
+/// One migration by agents with these settings beside the usual ones.
+fn xferry(lab: &Lab, config: &VmConfig, settings: &str) -> Result<Cost> {
     for side in [Side::A, Side::B] {
-        lab.host(side).write_vm_definition(config)?;
-        lab.host(side).start_agent()?;
+        let host = lab.host(side);
+        host.write_vm_definition(config)?;
+        host.start_agent_by(&format!("{settings}\n{}", host.agent_config()?))?;
     }
     let figures = with_guest(lab, config, || {
         let output = lab.a.xferry(&["migrate", VM_NAME, "--to", "host-b", "--json"], MIGRATION_LIMIT)?;
@@ -148,11 +175,12 @@ fn xferry(lab: &Lab, config: &VmConfig) -> Result<Figures> {
         }
         let report = crate::lab::Report::parse(&output.stdout)?;
         let first = report.rounds().into_iter().next().context("a report without rounds")?;
-        Ok(Figures {
+        let figures = Figures {
             total_ms: report.milliseconds("/total-time").context("a report without total-time")?,
             downtime_ms: report.milliseconds("/downtime").context("a report without downtime")?,
             rate_mib: Some(first.bytes as f64 / MIB / (first.duration_ms / 1e3)),
-        })
+        };
+        Ok(Cost { figures, cpu: [ciphers::agent_cpu(&lab.a)?, ciphers::agent_cpu(&lab.b)?] })
     });
     lab.a.kill_agent();
     lab.b.kill_agent();
