@@ -18,6 +18,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod accounts;
 pub mod agent;
 pub mod control;
 pub mod datapath;

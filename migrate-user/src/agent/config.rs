@@ -8,6 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::socket::SocketGroup;
 use crate::{migration::Limits, network::AnnounceSchedule};
 
 /// Port of the control channel when an address has none.
@@ -24,6 +25,8 @@ pub struct AgentConfig {
     /// Unix socket of the agent's API.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
+    /// Group whose members may use it, beside root; `xferry`, if there is one, when not given.
+    pub socket_group: Option<SocketGroup>,
     /// Where reports are kept.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
@@ -341,6 +344,7 @@ max-arriving = 2
         assert_eq!(config.migration.port, DATA_PORT);
         assert_eq!((config.announce.rounds, config.announce.initial), (9, 50));
         assert_eq!((config.limits.round, config.limits.hello), (3, 5));
+        assert_eq!(config.socket_group, None);
         assert_eq!(config.admission, AdmissionConfig { max_arriving: Some(2), ..AdmissionConfig::default() });
     }
 
@@ -386,6 +390,15 @@ max-arriving = 2
         assert!(error.contains("named are none") && error.contains("[allow] receive"), "{error}");
         let both = AgentConfig::parse(&format!("{GOOD}[allow]\nsend = []\n")).unwrap_err();
         assert!(both.contains("[allow]") && both.contains("insecure = true"), "{both}");
+    }
+
+    #[test]
+    fn groups_by_name_or_number() {
+        let group = |value: &str| AgentConfig::parse(&format!("socket-group = {value}\n{GOOD}"));
+        assert_eq!(group("\"ops\"").unwrap().socket_group, Some(SocketGroup::Name("ops".into())));
+        assert_eq!(group("977").unwrap().socket_group, Some(SocketGroup::Id(977)));
+        let error = group("true").unwrap_err();
+        assert!(error.contains("socket-group") && error.contains("name or its number"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod port;
 mod ram;
 mod security;
 mod settle;
+mod socket;
 mod worker;
 
 pub use api::{
@@ -20,6 +21,7 @@ pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer};
 pub use port::{Port, PortStatus};
 pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
+pub use socket::{SocketGroup, SocketStatus};
 
 use std::{
     collections::HashMap,
@@ -50,6 +52,7 @@ pub struct Agent {
     active: Mutex<HashMap<String, Active>>,
     arrivals: Arrivals,
     security: Security,
+    socket: SocketStatus,
 }
 
 /// A migration that leaves this host.
@@ -113,7 +116,7 @@ impl Agent {
         })?;
         let listener = patiently(|| Ok(control::listen(config.control.listen)?)).await?;
         let port = Arc::new(patiently(|| Port::open(&config.migration)).await?);
-        let api = api::bind(&config.socket)?;
+        let api = socket::bind(&config.socket, config.socket_group.as_ref())?;
         let agent = Arc::new(Self {
             port,
             history,
@@ -122,6 +125,7 @@ impl Agent {
             active: Mutex::default(),
             arrivals: Arrivals::default(),
             security,
+            socket: api.status,
             config,
         });
         port::log_xdp(&agent.port);
@@ -133,11 +137,14 @@ impl Agent {
             agent.security
         );
         agent.security.warn();
+        if let Some(hint) = &agent.socket.hint {
+            tracing::info!(socket = %agent.socket.path.display(), "API: {hint}");
+        }
         settle::recover(&agent, None);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
-            result = api::serve(api, Arc::clone(&agent)) => result.map_err(host),
+            result = api::serve(api.listener, Arc::clone(&agent)) => result.map_err(host),
             () = accept(listener, Arc::clone(&agent)) => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = tokio::signal::ctrl_c() => Ok(()),
@@ -302,6 +309,7 @@ impl Agent {
             authenticated: certificate.is_some(),
             pages_encrypted: false,
             certificate,
+            socket: self.socket.clone(),
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
             arriving: self.arrivals.names(),

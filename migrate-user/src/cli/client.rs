@@ -1,6 +1,6 @@
 //! HTTP over the agent's unix socket.
 
-use std::path::PathBuf;
+use std::{io::ErrorKind, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
@@ -8,7 +8,7 @@ use hyper::{Method, Request, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
-use xferry::agent::ErrorAnswer;
+use xferry::{accounts, agent::ErrorAnswer};
 
 /// The agent of this host.
 pub struct Client {
@@ -31,12 +31,35 @@ impl Client {
         self.call(Method::POST, path, serde_json::to_vec(body)?.into()).await
     }
 
+    /// What to do when nobody can be reached there.
+    fn unreachable(&self, error: &std::io::Error) -> String {
+        let path = self.socket.display();
+        if error.kind() != ErrorKind::PermissionDenied {
+            return format!(
+                "cannot reach this host's agent at {path} (start it with `xferry agent --config FILE`, or name its socket with \
+                 --socket)"
+            );
+        }
+        let user = accounts::user_name(rustix::process::geteuid().as_raw());
+        let group = std::fs::metadata(&self.socket).map(|metadata| metadata.gid());
+        let remedy = match group {
+            // Root's group is no place for anybody else.
+            Ok(0) | Err(_) => format!(
+                "run this as root; or, once: `groupadd --system xferry`, restart the agent, `usermod -aG xferry {user}`, and log in \
+                 anew"
+            ),
+            Ok(gid) => format!(
+                "run this as root, or as a member of its group: `usermod -aG {} {user}`, then log in anew",
+                accounts::group_name(gid)
+            ),
+        };
+        format!("{user} may not use this host's agent at {path} ({remedy})")
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
-        let stream = UnixStream::connect(&self.socket).await.with_context(|| {
-            format!(
-                "cannot reach this host's agent at {} (start it with `xferry agent --config FILE`, or name its socket with --socket)",
-                self.socket.display()
-            )
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let said = self.unreachable(&error);
+            anyhow::Error::from(error).context(said)
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

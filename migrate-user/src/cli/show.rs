@@ -24,6 +24,9 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
     if let Some(certificate) = certificate {
         println!("  {}", ending(&certificate));
     }
+    if let Some(hint) = status["socket"]["hint"].as_str() {
+        println!("  API: {hint}");
+    }
     println!(
         "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
         text(&port["interface"]),
