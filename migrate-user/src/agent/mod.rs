@@ -141,6 +141,7 @@ impl Agent {
             tracing::info!(socket = %agent.socket.path.display(), "API: {hint}");
         }
         settle::recover(&agent, None);
+        security::keep_current(Arc::clone(&agent)).await.map_err(host)?;
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
