@@ -35,6 +35,7 @@ use crate::{
     control::{self, ControlError},
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
     preflight::{self, Check, Finding},
+    privileges,
     report::{Recorder, Report, Status},
 };
 use arrivals::Arrivals;
@@ -74,6 +75,9 @@ pub enum AgentError {
     /// The VM's definition.
     #[error(transparent)]
     Definition(#[from] crate::vmm::DefinitionError),
+    /// What the agent may not do.
+    #[error(transparent)]
+    Privileges(#[from] privileges::PrivilegeError),
     /// Something about this host.
     #[error("{0}")]
     Host(String),
@@ -97,6 +101,7 @@ impl Agent {
     /// When the NIC, the control address or the API socket cannot be had.
     pub async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         let host = |error: std::io::Error| AgentError::Host(format!("the agent cannot run: {error}"));
+        privileges::check(&privileges::AGENT)?;
         if !crate::memory::supports_scan() {
             return Err(AgentError::Host(
                 "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
