@@ -46,6 +46,9 @@ fn confined(capabilities: &[String]) -> Vec<String> {
     }
     let set = format!("--bounding-set=-all{set}");
     command.extend(["setpriv", "--no-new-privs", "--inh-caps=-all", &set, "--"].map(str::to_owned));
+    if let Ok(more) = std::env::var("XFERRY_LAUNCHER") {
+        command.extend(more.split(' ').map(str::to_owned));
+    }
     command
 }
 
@@ -81,6 +84,8 @@ fn the_units_capabilities_are_enough() {
     scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
     let [qemu] = b.qemu_pids().unwrap()[..] else { panic!("one QEMU") };
     assert_eq!(effective(u32::try_from(qemu).unwrap()), held);
+    // And nobody else reads its memory.
+    assert_eq!(fs::metadata(b.vm_paths().ram).unwrap().mode() & 0o077, 0);
     scenario.expect_migrates(Side::B, &["--verify"]).unwrap();
     // Whoever else has the disk open is seen, though it is another user's process.
     let disk = scenario.lab.layout().disk().display().to_string();
@@ -110,7 +115,7 @@ fn a_missing_capability_is_named() {
         let error = format!("{:#}", a.start_agent().unwrap_err());
         let name = format!("CAP_{}", missing.to_uppercase());
         has(&error, &[&name, "CapabilityBoundingSet"]);
-        let said = error.lines().find(|line| line.contains("lacks")).unwrap().trim();
+        let said = error.lines().rfind(|line| line.contains("lacks")).unwrap().trim();
         assert!(!error.contains("panicked") && said.matches("CAP_").count() == 1, "{error}");
         println!("without {missing}: {said}");
     }

@@ -245,7 +245,18 @@ fn days_left(host: &Host) -> i64 {
 fn renew_for(scenario: &Scenario, days: &str) {
     let (a, run) = (&scenario.lab.a, scenario.lab.layout().run_dir());
     let (ca, out) = (run.join("ca").display().to_string(), run.join("new"));
-    let args = ["pki", "issue", "host-a", "--dir", &ca, "--out", &out.display().to_string(), "--days", days, "--force"];
+    let args = [
+        "pki",
+        "issue",
+        "host-a",
+        "--dir",
+        &ca,
+        "--out",
+        &out.display().to_string(),
+        "--days",
+        days,
+        "--force",
+    ];
     let issued = a.xferry(&args, LIMIT).unwrap();
     assert!(issued.status.success(), "{}", said(&issued));
     for file in ["agent.pem", "agent.key"] {
@@ -285,10 +296,8 @@ fn certificates_are_read_anew() {
     has(&text, &["certificate of host-a until", "NEW CERTIFICATES ARE NOT TAKEN", "agent.pem"]);
     scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
     fs::write(a.pki_dir().join("agent.pem"), certificate).unwrap();
-    wait_for("the warning to go", LIMIT, || {
-        Ok(status(a)?["certificate"]["problem"].is_null().then_some(()))
-    })
-    .unwrap();
+    wait_for("the warning to go", LIMIT, || Ok(status(a)?["certificate"]["problem"].is_null().then_some(())))
+        .unwrap();
     assert_eq!(a.agent_pid(), pid, "it is still the same agent");
 }
 

@@ -404,6 +404,8 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
 /// # Errors
 /// [`AgentError`].
 pub async fn run(config: &Path) -> Result<(), AgentError> {
+    // QEMU makes RAM files that everybody may read (0644), and inherits this.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     Agent::serve(AgentConfig::read(config)?).await
 }
 

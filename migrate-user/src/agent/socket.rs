@@ -64,7 +64,7 @@ pub(super) fn bind(path: &Path, group: Option<&SocketGroup>) -> Result<Bound, Ag
         )));
     }
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(failed)?;
+        make_way(directory).map_err(failed)?;
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -94,6 +94,17 @@ pub(super) fn bind(path: &Path, group: Option<&SocketGroup>) -> Result<Bound, Ag
     let status =
         SocketStatus { path: path.to_owned(), group: accounts::group_name(gid.unwrap_or_default()), hint };
     Ok(Bound { listener, status })
+}
+
+/// Makes a directory, and those above it, that everybody may enter. The agent's umask would have it otherwise.
+fn make_way(directory: &Path) -> std::io::Result<()> {
+    let mut missing: Vec<&Path> = directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    // Of a relative path.
+    missing.retain(|ancestor| !ancestor.as_os_str().is_empty());
+    missing.iter().rev().try_for_each(|ancestor| {
+        std::fs::create_dir(ancestor)?;
+        std::fs::set_permissions(ancestor, Permissions::from_mode(0o755))
+    })
 }
 
 /// The group's number; `None` when none is configured and the default one does not exist.
@@ -138,6 +149,7 @@ mod tests {
         let bound = bind(&path, Some(&SocketGroup::Id(own))).unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o660, own));
+        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o755);
         assert_eq!((bound.status.group, bound.status.hint), (accounts::group_name(own), None));
         let second = bind(&path, None).err().unwrap().to_string();
         assert!(second.contains("another agent"), "{second}");
