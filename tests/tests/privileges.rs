@@ -46,9 +46,6 @@ fn confined(capabilities: &[String]) -> Vec<String> {
     }
     let set = format!("--bounding-set=-all{set}");
     command.extend(["setpriv", "--no-new-privs", "--inh-caps=-all", &set, "--"].map(str::to_owned));
-    if let Ok(more) = std::env::var("XFERRY_LAUNCHER") {
-        command.extend(more.split(' ').map(str::to_owned));
-    }
     command
 }
 
