@@ -395,13 +395,14 @@ max-arriving = 2
     #[test]
     fn the_example_says_what_it_looks_like() {
         const EXAMPLE: &str = include_str!("../../../packaging/xferry.toml");
+        fn setting(line: &str) -> Option<&str> {
+            line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('['))
+        }
         let config = AgentConfig::parse(EXAMPLE).unwrap();
         assert_eq!(config.peer("host-b").unwrap().name.as_deref(), Some("host-b"));
         // What is commented out says what holds without it.
         let lines =
             EXAMPLE.lines().filter(|line| !line.starts_with("# queues") && !line.starts_with("# max-arr"));
-        let setting =
-            |line: &str| line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('['));
         let text: String = lines.map(|line| format!("{}\n", setting(line).unwrap_or(line))).collect();
         let all = AgentConfig::parse(&text).unwrap();
         assert_eq!(all.socket_group, Some(SocketGroup::Name(super::super::socket::DEFAULT_GROUP.into())));
