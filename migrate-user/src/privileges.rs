@@ -36,7 +36,7 @@ const PERFMON: Capability = Capability {
     name: "CAP_PERFMON",
     bit: 38,
     included_in: SYS_ADMIN,
-    purpose: "the same: without it the verifier refuses the program's pointers",
+    purpose: "the XDP program: without it the verifier refuses how it uses pointers",
 };
 
 /// What an agent needs. The unit `packaging/systemd/xferry.service` has the same.
