@@ -18,6 +18,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod accounts;
 pub mod agent;
 pub mod control;
 pub mod datapath;
@@ -29,6 +30,7 @@ pub mod migration;
 pub mod network;
 pub mod pki;
 pub mod preflight;
+pub mod privileges;
 pub mod report;
 pub mod vmm;
 #[expect(unsafe_code, reason = "rings and UMEM shared with the kernel")]

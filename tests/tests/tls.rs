@@ -232,3 +232,102 @@ fn prober_learns_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
 }
+
+/// The serial number of a certificate that the agent has shown is not told by the agent: its end is, in days.
+fn days_left(host: &Host) -> i64 {
+    status(host).unwrap()["certificate"]["days-left"].as_i64().unwrap()
+}
+
+/// Issues host-a another certificate that is valid for that many days, as a human would: into another directory, and copied.
+fn renew_for(scenario: &Scenario, days: &str) {
+    let (a, run) = (&scenario.lab.a, scenario.lab.layout().run_dir());
+    let (ca, out) = (run.join("ca").display().to_string(), run.join("new"));
+    let args = [
+        "pki",
+        "issue",
+        "host-a",
+        "--dir",
+        &ca,
+        "--out",
+        &out.display().to_string(),
+        "--days",
+        days,
+        "--force",
+    ];
+    let issued = a.xferry(&args, LIMIT).unwrap();
+    assert!(issued.status.success(), "{}", said(&issued));
+    for file in ["agent.pem", "agent.key"] {
+        fs::copy(out.join(file), a.pki_dir().join(file)).unwrap();
+    }
+}
+
+/// New certificates are taken without a restart and without a pause of what goes on; bad ones are not.
+#[test]
+fn certificates_are_read_anew() {
+    if skipped("certificates_are_read_anew", GuestKind::Bare) {
+        return;
+    }
+    let scenario = scenario();
+    let a = &scenario.lab.a;
+    let pid = a.agent_pid();
+    // While a migration is under way, by a signal.
+    let mut migration = scenario.begin(Side::A, &["--verify", "--bandwidth", "40"]).unwrap();
+    renew_for(&scenario, "200");
+    a.signal_agent(rustix::process::Signal::HUP).unwrap();
+    logged(a, &["certificates read anew"]);
+    assert_eq!(days_left(a), 199);
+    migration.expect_running().unwrap();
+    assert!(migration.wait(LIMIT).unwrap().success(), "{}", migration.tail());
+    scenario.expect_moved(Side::A).unwrap();
+    scenario.expect_migrates(Side::B, &["--verify"]).unwrap();
+    // Without one: for the next connection at the latest.
+    renew_for(&scenario, "100");
+    scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
+    assert_eq!(days_left(a), 99);
+    scenario.expect_migrates(Side::B, &["--verify"]).unwrap();
+    // By itself: a copy that is not finished is no reason to stop; it is said, and nobody is refused.
+    let certificate = fs::read(a.pki_dir().join("agent.pem")).unwrap();
+    fs::copy(scenario.lab.b.pki_dir().join("agent.pem"), a.pki_dir().join("agent.pem")).unwrap();
+    logged(a, &["new certificates are not taken", "agent.pem", "host-b"]);
+    let text = a.xferry(&["status"], LIMIT).unwrap().stdout;
+    has(&text, &["certificate of host-a until", "NEW CERTIFICATES ARE NOT TAKEN", "agent.pem"]);
+    scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
+    fs::write(a.pki_dir().join("agent.pem"), certificate).unwrap();
+    wait_for("the warning to go", LIMIT, || Ok(status(a)?["certificate"]["problem"].is_null().then_some(())))
+        .unwrap();
+    assert_eq!(a.agent_pid(), pid, "it is still the same agent");
+}
+
+/// A host whose certificate is on the list is refused by whoever has the list, and by nobody else.
+#[test]
+fn revoked_hosts_are_refused() {
+    if skipped("revoked_hosts_are_refused", GuestKind::Bare) {
+        return;
+    }
+    let scenario = scenario();
+    let (a, b) = (&scenario.lab.a, &scenario.lab.b);
+    let list = b.revoke_certificate().unwrap();
+    scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
+    scenario.expect_migrates(Side::B, &["--verify"]).unwrap();
+    // As the one that is called.
+    fs::copy(&list, a.pki_dir().join("crl.pem")).unwrap();
+    refused(&scenario, &["certificate is not accepted", "list of revoked certificates", "crl.pem"]);
+    // As the caller.
+    let output = b.xferry(&["check", "demo", "--to", "host-a"], LIMIT).unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    fs::copy(&list, b.pki_dir().join("crl.pem")).unwrap();
+    fs::remove_file(a.pki_dir().join("crl.pem")).unwrap();
+    logged(b, &["own certificate is on the list"]);
+    has(&b.xferry(&["status"], LIMIT).unwrap().stdout, &["IS REVOKED", "1 on the list"]);
+    fs::copy(&list, a.pki_dir().join("crl.pem")).unwrap();
+    assert_eq!(status(a).unwrap()["certificate"]["is-revoked"], false);
+    // A new one is as good as the old one was.
+    b.renew_certificate().unwrap();
+    scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
+    let text = b.xferry(&["status"], LIMIT).unwrap().stdout;
+    assert!(text.contains("1 on the list") && !text.contains("IS REVOKED"), "{text}");
+    // With a list that is broken nobody comes in unseen: the agent does not start.
+    b.kill_agent();
+    fs::write(b.pki_dir().join("crl.pem"), "cut off").unwrap();
+    has(&format!("{:#}", b.start_agent().unwrap_err()), &["crl.pem", "no list"]);
+}

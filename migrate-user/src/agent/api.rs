@@ -1,6 +1,6 @@
 //! The agent's API: HTTP and JSON on a unix socket, for the command line and for orchestrators.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -12,7 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::{Agent, AgentError, CertificateStatus, Unsettled, port::PortStatus};
+use super::{Agent, AgentError, CertificateStatus, SocketStatus, Unsettled, port::PortStatus};
 use crate::{
     control::VerifyMode,
     datapath::Encryption,
@@ -108,6 +108,8 @@ pub struct StatusAnswer {
     pub page_encryption: Encryption,
     /// This host's certificate; `null` with `insecure = true`.
     pub certificate: Option<CertificateStatus>,
+    /// The API's socket.
+    pub socket: SocketStatus,
     /// The migration NIC.
     pub port: PortStatus,
     /// Migrations from here.
@@ -138,29 +140,6 @@ impl IntoResponse for AgentError {
         };
         (status, Json(ErrorAnswer { error: self.to_string() })).into_response()
     }
-}
-
-/// Binds the socket, for root and its group only. One left over from an agent that is gone is replaced.
-pub(super) fn bind(path: &Path) -> Result<UnixListener, AgentError> {
-    let failed = |error: std::io::Error| {
-        AgentError::Host(format!("cannot listen on the API socket {}: {error}", path.display()))
-    };
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(AgentError::Host(format!(
-            "another agent is serving {}: stop it, or give this one another socket",
-            path.display()
-        )));
-    }
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(failed)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(listener)
 }
 
 /// Answers until the listener fails.

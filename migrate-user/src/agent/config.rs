@@ -8,6 +8,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::socket::SocketGroup;
 use crate::{
     datapath::{Cipher, Encryption, Offer},
     migration::Limits,
@@ -28,6 +29,8 @@ pub struct AgentConfig {
     /// Unix socket of the agent's API.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
+    /// Group whose members may use it, beside root; `xferry`, if there is one, when not given.
+    pub socket_group: Option<SocketGroup>,
     /// Where reports are kept.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
@@ -368,6 +371,7 @@ max-arriving = 2
         assert_eq!(config.migration.port, DATA_PORT);
         assert_eq!((config.announce.rounds, config.announce.initial), (9, 50));
         assert_eq!((config.limits.round, config.limits.hello), (3, 5));
+        assert_eq!(config.socket_group, None);
         assert_eq!(config.admission, AdmissionConfig { max_arriving: Some(2), ..AdmissionConfig::default() });
     }
 
@@ -429,6 +433,35 @@ max-arriving = 2
         assert!(pages(&secure("ciphers = [\"rot13\"]")).unwrap_err().contains("aes-128-gcm"));
         let both = pages(&secure("insecure = true\nencryption = \"required\"")).unwrap_err();
         assert!(both.contains("insecure = true"), "{both}");
+    }
+
+    #[test]
+    fn the_example_says_what_it_looks_like() {
+        const EXAMPLE: &str = include_str!("../../../packaging/xferry.toml");
+        fn setting(line: &str) -> Option<&str> {
+            line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('['))
+        }
+        let config = AgentConfig::parse(EXAMPLE).unwrap();
+        assert_eq!(config.peer("host-b").unwrap().name.as_deref(), Some("host-b"));
+        // What is commented out says what holds without it.
+        let lines =
+            EXAMPLE.lines().filter(|line| !line.starts_with("# queues") && !line.starts_with("# max-arr"));
+        let text: String = lines.map(|line| format!("{}\n", setting(line).unwrap_or(line))).collect();
+        let all = AgentConfig::parse(&text).unwrap();
+        assert_eq!(all.socket_group, Some(SocketGroup::Name(super::super::socket::DEFAULT_GROUP.into())));
+        assert_eq!((&all.socket, &all.state_dir), (&config.socket, &config.state_dir));
+        assert_eq!((&all.vms_dir, &all.pki_dir), (&config.vms_dir, &config.pki_dir));
+        assert_eq!((all.migration.port, all.admission), (config.migration.port, AdmissionConfig::default()));
+        assert!(all.may_send("host-b").is_ok());
+    }
+
+    #[test]
+    fn groups_by_name_or_number() {
+        let group = |value: &str| AgentConfig::parse(&format!("socket-group = {value}\n{GOOD}"));
+        assert_eq!(group("\"ops\"").unwrap().socket_group, Some(SocketGroup::Name("ops".into())));
+        assert_eq!(group("977").unwrap().socket_group, Some(SocketGroup::Id(977)));
+        let error = group("true").unwrap_err();
+        assert!(error.contains("socket-group") && error.contains("name or its number"), "{error}");
     }
 
     #[test]

@@ -387,6 +387,13 @@ impl DestinationHost for IncomingHost {
                 preflight::not_compared(name),
             ];
         }
+        // A number that is somebody's: whoever says it has listened to the migration network.
+        if agent.journal.begun(request.session).is_some() {
+            self.forbidden = true;
+            tracing::warn!(vm = request.vm, peer = %self.peer, session = request.session, "a VM comes under another one's session");
+            let reason = "the session's number is another migration's: try again, with a new one";
+            return vec![Finding::bad(Check::Admission, reason, ""), preflight::not_compared(name)];
+        }
         let mtu = agent.port.nic().map_or(0, |nic| nic.mtu);
         let host = preflight::host_facts(name, agent.port.facts(mtu));
         let definition = match VmDefinition::read(&agent.config.vms_dir, &request.vm) {

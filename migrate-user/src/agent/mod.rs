@@ -11,6 +11,7 @@ mod port;
 mod ram;
 mod security;
 mod settle;
+mod socket;
 mod worker;
 
 pub use api::{
@@ -20,6 +21,7 @@ pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer};
 pub use port::{Port, PortStatus};
 pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
+pub use socket::{SocketGroup, SocketStatus};
 
 use std::{
     collections::HashMap,
@@ -33,6 +35,7 @@ use crate::{
     control::{self, ControlError},
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
     preflight::{self, Check, Finding},
+    privileges,
     report::{Recorder, Report, Status},
 };
 use arrivals::Arrivals;
@@ -50,6 +53,7 @@ pub struct Agent {
     active: Mutex<HashMap<String, Active>>,
     arrivals: Arrivals,
     security: Security,
+    socket: SocketStatus,
 }
 
 /// A migration that leaves this host.
@@ -71,6 +75,9 @@ pub enum AgentError {
     /// The VM's definition.
     #[error(transparent)]
     Definition(#[from] crate::vmm::DefinitionError),
+    /// What the agent may not do.
+    #[error(transparent)]
+    Privileges(#[from] privileges::PrivilegeError),
     /// Something about this host.
     #[error("{0}")]
     Host(String),
@@ -94,6 +101,7 @@ impl Agent {
     /// When the NIC, the control address or the API socket cannot be had.
     pub async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         let host = |error: std::io::Error| AgentError::Host(format!("the agent cannot run: {error}"));
+        privileges::check(&privileges::AGENT)?;
         if !crate::memory::supports_scan() {
             return Err(AgentError::Host(
                 "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
@@ -113,7 +121,7 @@ impl Agent {
         })?;
         let listener = patiently(|| Ok(control::listen(config.control.listen)?)).await?;
         let port = Arc::new(patiently(|| Port::open(&config.migration)).await?);
-        let api = api::bind(&config.socket)?;
+        let api = socket::bind(&config.socket, config.socket_group.as_ref())?;
         let agent = Arc::new(Self {
             port,
             history,
@@ -122,6 +130,7 @@ impl Agent {
             active: Mutex::default(),
             arrivals: Arrivals::default(),
             security,
+            socket: api.status,
             config,
         });
         port::log_xdp(&agent.port);
@@ -133,11 +142,15 @@ impl Agent {
             agent.security
         );
         agent.security.warn();
+        if let Some(hint) = &agent.socket.hint {
+            tracing::info!(socket = %agent.socket.path.display(), "API: {hint}");
+        }
         settle::recover(&agent, None);
+        security::keep_current(Arc::clone(&agent)).await.map_err(host)?;
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(host)?;
         let stopped = tokio::select! {
-            result = api::serve(api, Arc::clone(&agent)) => result.map_err(host),
+            result = api::serve(api.listener, Arc::clone(&agent)) => result.map_err(host),
             () = accept(listener, Arc::clone(&agent)) => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = tokio::signal::ctrl_c() => Ok(()),
@@ -302,6 +315,7 @@ impl Agent {
             authenticated: certificate.is_some(),
             page_encryption: self.config.pages().encryption,
             certificate,
+            socket: self.socket.clone(),
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
             arriving: self.arrivals.names(),
@@ -397,6 +411,8 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
 /// # Errors
 /// [`AgentError`].
 pub async fn run(config: &Path) -> Result<(), AgentError> {
+    // QEMU makes RAM files that everybody may read (0644), and inherits this.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     Agent::serve(AgentConfig::read(config)?).await
 }
 

@@ -8,11 +8,11 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{AgentConfig, AgentError, Peer};
+use super::{Agent, AgentConfig, AgentError, Peer};
 use crate::{
     control::{self, ControlError, ControlStream, StreamChannel, split},
     migration::{Limits, Session},
-    pki::{Certified, Identity},
+    pki::{self, Certified, Identity, Keeper},
     preflight::{self, Finding},
 };
 
@@ -37,12 +37,18 @@ pub struct CertificateStatus {
     pub days_left: i64,
     /// Whether it is time for another.
     pub ends_soon: bool,
+    /// Whether it is on the CA's list of revoked certificates, as this host has it.
+    pub is_revoked: bool,
+    /// How many certificates are on that list; 0 without one.
+    pub revoked: usize,
+    /// Why the files that are there now are not the ones in use, if they are not.
+    pub problem: Option<String>,
 }
 
 /// What the agent has for it.
 pub(super) struct Security {
     /// `None` with `insecure = true`.
-    identity: Option<Identity>,
+    keeper: Option<Keeper>,
     peers: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
 }
@@ -50,15 +56,15 @@ pub(super) struct Security {
 impl Security {
     /// Reads the certificates, unless the configuration says that there are none.
     pub fn load(config: &AgentConfig) -> Result<Self, AgentError> {
-        let identity = if config.insecure {
+        let keeper = if config.insecure {
             None
         } else {
-            let loaded = Identity::load(&config.pki_dir, &config.name);
+            let loaded = Keeper::open(&config.pki_dir, &config.name);
             Some(loaded.map_err(|error| AgentError::Host(error.to_string()))?)
         };
         let (peers, strangers) = PLACES;
         Ok(Self {
-            identity,
+            keeper,
             peers: Arc::new(Semaphore::new(peers)),
             strangers: Arc::new(Semaphore::new(strangers)),
         })
@@ -76,8 +82,8 @@ impl Security {
         stream: TcpStream,
         limit: std::time::Duration,
     ) -> Result<AgentChannel, ControlError> {
-        Ok(split(match &self.identity {
-            Some(identity) => control::secure_from(stream, identity, limit).await?,
+        Ok(split(match &self.keeper {
+            Some(keeper) => control::secure_from(stream, &keeper.current(), limit).await?,
             None => ControlStream::Plain(stream),
         }))
     }
@@ -91,9 +97,9 @@ impl Security {
     ) -> Result<AgentChannel, ControlError> {
         let (connect, dead_peer) = (Limits::of(limits.connect), Limits::of(limits.dead_peer));
         let stream = control::connect(peer.address, local, connect, dead_peer).await?;
-        let stream = match (&self.identity, &peer.name) {
-            (Some(identity), Some(name)) => {
-                control::secure_to(stream, identity, name, Limits::of(limits.hello)).await?
+        let stream = match (&self.keeper, &peer.name) {
+            (Some(keeper), Some(name)) => {
+                control::secure_to(stream, &keeper.current(), name, Limits::of(limits.hello)).await?
             }
             (None, _) => ControlStream::Plain(stream),
             // The configuration names every peer where there are certificates.
@@ -109,32 +115,74 @@ impl Security {
 
     /// How a channel to a host with that certificate is secured.
     pub fn finding(&self, peer: Option<&Certified>) -> Finding {
-        let own = self.identity.as_ref().map(Identity::own);
-        preflight::control_channel(own.zip(peer).map(|(own, peer)| [own, peer]))
+        let identity = self.keeper.as_ref().map(Keeper::held_identity);
+        preflight::control_channel(
+            identity.as_ref().map(Identity::own).zip(peer).map(|(own, peer)| [own, peer]),
+        )
     }
 
     /// The own certificate, if there is one.
     pub fn certificate(&self) -> Option<CertificateStatus> {
-        let own = self.identity.as_ref()?.own();
+        let keeper = self.keeper.as_ref()?;
+        let identity = keeper.held_identity();
+        let own = identity.own();
         Some(CertificateStatus {
             name: own.name.clone(),
             expires: own.expires.date().to_string(),
             days_left: own.days_left(),
             ends_soon: own.ends_soon(),
+            is_revoked: identity.is_revoked(),
+            revoked: identity.revoked(),
+            problem: keeper.problem(),
         })
     }
 
     /// Says when it is time for another certificate.
     pub fn warn(&self) {
-        if let Some(certificate) = self.certificate().filter(|certificate| certificate.ends_soon) {
+        let Some(certificate) = self.certificate() else { return };
+        if certificate.is_revoked {
+            tracing::warn!("this host's own certificate is on the list of revoked ones: peers refuse it");
+        }
+        if certificate.ends_soon {
             tracing::warn!(
                 expires = certificate.expires,
                 days_left = certificate.days_left,
-                "this host's certificate ends, and its peers will refuse it then: issue a new one (`xferry pki issue`) and restart \
-                 the agent"
+                "this host's certificate ends, and its peers will refuse it then: issue a new one (`xferry pki issue`) and copy \
+                 it here; the agent reads it by itself"
             );
         }
     }
+}
+
+/// Reads certificates anew when they change, and on SIGHUP; until the end.
+///
+/// # Errors
+/// When the signal cannot be waited for.
+pub(super) async fn keep_current(agent: Arc<Agent>) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut asked = signal(SignalKind::hangup())?;
+    let mut again = tokio::time::interval(pki::LOOK_AGAIN);
+    tokio::spawn(async move {
+        loop {
+            let at_once = tokio::select! {
+                _ = asked.recv() => true,
+                _ = again.tick() => false,
+            };
+            match &agent.security.keeper {
+                Some(keeper) if at_once => {
+                    keeper.reload();
+                }
+                Some(keeper) => {
+                    keeper.look();
+                }
+                None if at_once => {
+                    tracing::info!("SIGHUP: with insecure = true there are no certificates to read anew");
+                }
+                None => {}
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Whether the host with this certificate, which calls from `ip`, is the other one of a session.
@@ -151,7 +199,7 @@ pub(super) fn took_part(config: &AgentConfig, asks: &Certified, ip: IpAddr, sess
 
 impl fmt::Display for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.identity {
+        f.write_str(match self.keeper {
             Some(_) => "control channel: TLS 1.3 with certificates",
             None => "control channel and pages are NOT encrypted, peers NOT authenticated (insecure = true)",
         })

@@ -1,14 +1,15 @@
 //! HTTP over the agent's unix socket.
 
-use std::path::PathBuf;
+use std::{io::ErrorKind, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::net::UnixStream;
-use xferry::agent::ErrorAnswer;
+use xferry::{accounts, agent::ErrorAnswer};
 
 /// The agent of this host.
 pub struct Client {
@@ -31,12 +32,35 @@ impl Client {
         self.call(Method::POST, path, serde_json::to_vec(body)?.into()).await
     }
 
+    /// What to do when nobody can be reached there.
+    fn unreachable(&self, error: &std::io::Error) -> String {
+        let path = self.socket.display();
+        if error.kind() != ErrorKind::PermissionDenied {
+            return format!(
+                "cannot reach this host's agent at {path} (start it with `xferry agent --config FILE`, or name its socket with \
+                 --socket)"
+            );
+        }
+        let user = accounts::user_name(rustix::process::geteuid().as_raw());
+        let group = std::fs::metadata(&self.socket).map(|metadata| metadata.gid());
+        let remedy = match group {
+            // Root's group is no place for anybody else.
+            Ok(0) | Err(_) => format!(
+                "run this as root; or, once: `groupadd --system xferry`, restart the agent, `usermod -aG xferry {user}`, and log in \
+                 anew"
+            ),
+            Ok(gid) => format!(
+                "run this as root, or as a member of its group: `usermod -aG {} {user}`, then log in anew",
+                accounts::group_name(gid)
+            ),
+        };
+        format!("{user} may not use this host's agent at {path} ({remedy})")
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
-        let stream = UnixStream::connect(&self.socket).await.with_context(|| {
-            format!(
-                "cannot reach this host's agent at {} (start it with `xferry agent --config FILE`, or name its socket with --socket)",
-                self.socket.display()
-            )
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let said = self.unreachable(&error);
+            anyhow::Error::from(error).context(said)
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -52,9 +76,46 @@ impl Client {
         if !status.is_success() {
             let message = serde_json::from_slice::<ErrorAnswer>(&body)
                 .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |answer| answer.error);
-            bail!("{message}");
+            bail!("{}", harmless(&message));
         }
-        serde_json::from_slice(&body)
-            .context("the agent's answer is not understood: is it of another version?")
+        let understood = serde_json::from_slice(&body).and_then(|mut answer| {
+            make_harmless(&mut answer);
+            serde_json::from_value(answer)
+        });
+        understood.context("the agent's answer is not understood: is it of another version?")
+    }
+}
+
+/// Words of a peer, of QEMU, or (through QEMU's output) of a guest, without what would command a terminal.
+fn harmless(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && !"\n\t".contains(c) { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// The same for all texts of an answer.
+fn make_harmless(answer: &mut Value) {
+    match answer {
+        Value::String(text) if text.contains(char::is_control) => *text = harmless(text),
+        Value::Array(items) => items.iter_mut().for_each(make_harmless),
+        Value::Object(fields) => fields.values_mut().for_each(make_harmless),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_commands_the_operators_terminal() {
+        let mut answer = serde_json::json!({
+            "notes": ["two\nlines\tand a tab", "\u{1b}]0;title\u{7}", {"said": "\u{9b}2J\r✓ all is well"}],
+            "n": 18_446_744_073_709_551_615_u64, "x": 0.1
+        });
+        make_harmless(&mut answer);
+        assert_eq!(answer["notes"][0], "two\nlines\tand a tab");
+        assert_eq!(answer["notes"][1], "\u{fffd}]0;title\u{fffd}");
+        assert_eq!(answer["notes"][2]["said"], "\u{fffd}2J\u{fffd}✓ all is well");
+        assert_eq!((answer["n"].as_u64(), answer["x"].as_f64()), (Some(u64::MAX), Some(0.1)));
     }
 }

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use xferry::network::{Bouncer, Nic};
+use xferry::{
+    network::{Bouncer, Nic},
+    privileges,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct LoadArgs {
@@ -18,6 +21,7 @@ pub struct LoadArgs {
 }
 
 pub fn run(arguments: &LoadArgs) -> Result<u8> {
+    privileges::check(&privileges::XDP)?;
     let nic = Nic::read(&arguments.interface)?;
     let bouncer = Bouncer::attach(&nic, arguments.port)?;
     println!(

@@ -45,6 +45,15 @@ pub enum PkiCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Put certificates on the CA's list of revoked ones (crl.pem): hosts that have the list refuse them
+    Revoke {
+        /// A host, of which all certificates that this CA has issued are revoked, or a certificate's file
+        #[arg(value_name = "NAME|FILE")]
+        what: String,
+        /// Directory of the CA
+        #[arg(long, default_value = pki::DEFAULT_CA_DIR)]
+        dir: PathBuf,
+    },
 }
 
 pub fn run(command: PkiCommand) -> Result<u8> {
@@ -61,6 +70,27 @@ pub fn run(command: PkiCommand) -> Result<u8> {
                 "certificate of {host} until {} in {}: copy its files to {} on {host} (agent.key with mode 0600)",
                 issued.until.date(),
                 issued.dir.display(),
+                pki::DEFAULT_DIR
+            );
+        }
+        PkiCommand::Revoke { what, dir } => {
+            let list = pki::revoke(&dir, &what)?;
+            for revoked in &list.revoked {
+                println!(
+                    "{} {}, number {}, until {}",
+                    if revoked.before { "revoked already:" } else { "revoked:" },
+                    revoked.host,
+                    revoked.serial,
+                    revoked.until.date()
+                );
+            }
+            let path = list.path.display();
+            println!(
+                "{path} lists {} certificate(s); nobody refuses them who does not have it:",
+                list.listed
+            );
+            println!(
+                "copy it to {} on every host; agents read it within seconds, without a restart",
                 pki::DEFAULT_DIR
             );
         }

@@ -24,6 +24,9 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
     if let Some(certificate) = certificate {
         println!("  {}", ending(&certificate));
     }
+    if let Some(hint) = status["socket"]["hint"].as_str() {
+        println!("  API: {hint}");
+    }
     println!(
         "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
         text(&port["interface"]),
@@ -107,17 +110,25 @@ fn secured(status: &Value) -> &'static str {
 }
 
 fn ending(certificate: &CertificateStatus) -> String {
-    let CertificateStatus { name, expires, days_left, ends_soon } = certificate;
-    match (*days_left, ends_soon) {
-        (..0, _) => format!(
-            "CERTIFICATE of {name} HAS EXPIRED on {expires}, and peers refuse it: issue a new one (`xferry pki issue {name}`) and \
-             restart the agent"
-        ),
-        (days, true) => format!(
-            "CERTIFICATE of {name} ENDS on {expires} ({days} days): issue a new one (`xferry pki issue {name}`) and restart the agent"
-        ),
+    let CertificateStatus { name, expires, days_left, ends_soon, is_revoked, revoked, problem } = certificate;
+    let renew = format!("issue a new one (`xferry pki issue {name}`) and copy it here");
+    let mut text = match (*days_left, ends_soon) {
+        (..0, _) => {
+            format!("CERTIFICATE of {name} HAS EXPIRED on {expires}, and peers refuse it: {renew}")
+        }
+        (days, true) => format!("CERTIFICATE of {name} ENDS on {expires} ({days} days): {renew}"),
         (days, false) => format!("certificate of {name} until {expires} ({days} days)"),
+    };
+    if *revoked > 0 {
+        text += &format!(", {revoked} on the list of revoked ones");
     }
+    if *is_revoked {
+        text += &format!("\n  CERTIFICATE of {name} IS REVOKED, and peers refuse it: {renew}");
+    }
+    if let Some(problem) = problem {
+        text += &format!("\n  NEW CERTIFICATES ARE NOT TAKEN, the ones before stay in use: {problem}");
+    }
+    text
 }
 
 pub async fn report(client: &Client, id: Option<&str>, json: bool) -> Result<u8> {

@@ -16,6 +16,8 @@ const MAX_BACKENDS: usize = 1024;
 const MAX_PARTS: usize = 16_384;
 /// Most ciphers that a host may name.
 const MAX_CIPHERS: usize = 16;
+/// Most samples of an image, each of which the other host reads too.
+const MAX_SAMPLES: usize = 64;
 /// Most findings of a host.
 const MAX_FINDINGS: usize = 4096;
 /// Longest name, bytes.
@@ -106,6 +108,9 @@ fn facts(facts: &SourceFacts) -> Result<u64, String> {
         ("pools of huge pages", facts.host.huge_pools.len()),
     ];
     lists.into_iter().try_for_each(|(what, count)| most(what, count, MAX_PARTS))?;
+    for image in &facts.images {
+        most("samples of an image", image.samples.len(), MAX_SAMPLES)?;
+    }
     let mut ram: u64 = 0;
     for backend in &machine.backends {
         if !backend.size.is_multiple_of(PAGE_SIZE as u64) {
@@ -156,6 +161,7 @@ mod tests {
     use crate::{
         fuzzing::seeds::{every_message, prepare as good},
         memory::Backend,
+        preflight::{ImageFacts, Sample},
     };
 
     #[test]
@@ -186,6 +192,9 @@ mod tests {
         assert!(refused(|r| r.facts.machine.backends = huge).contains("bytes of RAM"));
         assert!(refused(|r| r.facts.machine.backends = vec![backend(4096); 1025]).contains("1025 memory"));
         assert!(refused(|r| r.facts.machine.devices = vec![String::new(); 16_385]).contains("devices"));
+        let image =
+            ImageFacts { samples: vec![Sample { offset: 0, hash: None }; 65], ..ImageFacts::default() };
+        assert!(refused(|r| r.facts.images = vec![image]).contains("65 samples"));
         assert!(refused(|r| r.id = "x".repeat(257)).contains("257 bytes"));
         assert!(refused(|r| r.vm = "x".repeat(257)).contains("257 bytes"));
     }

@@ -117,6 +117,11 @@ fn certificate_problem(problem: &CertificateError) -> String {
             "it is issued by another CA than the one in this host's ca.pem: issue both hosts' by the same"
                 .into()
         }
+        CertificateError::Revoked => {
+            "it is on the list of revoked certificates (crl.pem) of this host: issue the other one a new certificate if it is \
+             to be trusted again"
+                .into()
+        }
         CertificateError::NotValidForNameContext { expected, presented } => format!(
             "it is not one for {} but for {}: correct [peers] here, or the other host's certificate",
             expected.to_str(),
@@ -140,12 +145,15 @@ fn alert_received(alert: AlertDescription) -> ControlError {
             "it has expired, or is not valid yet by the other host's clock: issue a new one, or set the clocks"
                 .into()
         }
+        AlertDescription::CertificateRevoked => {
+            "it is on the other host's list of revoked certificates (crl.pem): issue a new one if this host is to be trusted again"
+                .into()
+        }
         AlertDescription::CertificateRequired => "it wants one".into(),
         AlertDescription::BadCertificate => {
             "the other agent expected another host here: its [peers] and this host's certificate must agree".into()
         }
         AlertDescription::CertificateUnknown
-        | AlertDescription::CertificateRevoked
         | AlertDescription::UnsupportedCertificate
         | AlertDescription::AccessDenied => format!("TLS alert {alert:?}"),
         other => return ControlError::Tls(format!("the other agent broke it off, TLS alert {other:?}")),
@@ -271,6 +279,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn revoked_certificates_are_refused_on_either_side() {
+        let ca = ca();
+        let (a, b) = (identity(ca.path(), "host-a"), identity(ca.path(), "host-b"));
+        let list = pki::revoke(ca.path(), "host-b").unwrap().path;
+        // Where nobody has brought the list, nothing has changed.
+        let (client, server) = meet(&a, "host-b", &b).await;
+        assert!(client.is_ok() && server.is_ok());
+        let dir = ca.path().join("host-a");
+        std::fs::copy(&list, dir.join("crl.pem")).unwrap();
+        let a = Identity::load(&dir, "host-a").unwrap();
+        assert_eq!((a.revoked(), a.is_revoked()), (1, false));
+        let (client, server) = meet(&a, "host-b", &b).await;
+        says(client, &["certificate", "list of revoked", "this host"]);
+        says(server, &["this host's certificate", "other host's list of revoked"]);
+        let (client, server) = meet(&b, "host-a", &a).await;
+        says(client, &["this host's certificate", "other host's list of revoked"]);
+        says(server, &["certificate", "list of revoked", "this host"]);
+        // Others are as good as before, and so is a new one; its files bring the list along.
+        let c = identity(ca.path(), "host-c");
+        assert_eq!(c.revoked(), 1);
+        let (client, server) = meet(&c, "host-a", &a).await;
+        assert!(client.is_ok() && server.is_ok());
+        pki::issue(ca.path(), "host-b", &ca.path().join("host-b"), Validity::from_now(9), true).unwrap();
+        let renewed = Identity::load(&ca.path().join("host-b"), "host-b").unwrap();
+        let (client, server) = meet(&a, "host-b", &renewed).await;
+        assert!(client.is_ok() && server.is_ok());
+    }
+
+    #[tokio::test]
     async fn another_host_of_the_same_ca_is_not_the_one() {
         let ca = ca();
         let (a, c) = (identity(ca.path(), "host-a"), identity(ca.path(), "host-c"));
@@ -288,7 +325,7 @@ mod tests {
         let mut roots = rustls::RootCertStore::empty();
         let pem = std::fs::read(ca.path().join("ca.pem")).unwrap();
         roots.add(rustls::pki_types::pem::PemObject::from_pem_slice(&pem).unwrap()).unwrap();
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()

@@ -1,32 +1,40 @@
 //! The files of a host.
 
 use std::{
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
+    CertificateError, ClientConfig, RootCertStore, ServerConfig,
+    client::{Resumption, WebPkiServerVerifier},
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{
+        NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
     version::TLS13,
 };
 
-use super::{CA_FILE, CERTIFICATE_FILE, Certified, KEY_FILE, PkiError};
+use super::{
+    CA_FILE, CERTIFICATE_FILE, Certified, KEY_FILE, PkiError, REVOKED_FILE,
+    files::{pem, read, read_key},
+    revocation::Revocations,
+};
 
 /// What is spoken inside (RFC 7301): another service's connections cannot be turned here.
 pub(crate) const ALPN: &[u8] = b"xferry";
-/// Largest file that is read, bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// What a host shows of itself, and what it wants to see of others. TLS 1.3 only, no tickets: each connection proves
 /// itself anew, so that a certificate's end is its end.
 #[derive(Clone)]
 pub struct Identity {
     own: Certified,
+    /// How many certificates are on the lists of revoked ones.
+    revoked: usize,
+    /// Whether the own one is among them.
+    is_revoked: bool,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
@@ -44,11 +52,30 @@ impl Identity {
     /// # Errors
     /// [`PkiError`], with what to do.
     pub fn load(dir: &Path, name: &str) -> Result<Self, PkiError> {
+        Self::read(dir, name, |own| {
+            // As a peer with the same CA will see it, on a day when it is valid.
+            let valid_at = u64::try_from(own.expires.unix_timestamp()).unwrap_or_default().saturating_sub(1);
+            UnixTime::since_unix_epoch(Duration::from_secs(valid_at))
+        })
+    }
+
+    /// The same where there are others already: these must be valid now.
+    ///
+    /// # Errors
+    /// [`PkiError`], with what to do.
+    pub fn renew(dir: &Path, name: &str) -> Result<Self, PkiError> {
+        Self::read(dir, name, |_| UnixTime::now())
+    }
+
+    /// Reads the files, which are to be valid at a time.
+    fn read(dir: &Path, name: &str, at: impl FnOnce(&Certified) -> UnixTime) -> Result<Self, PkiError> {
         let path = |file| dir.join(file);
         let (ca_path, own_path, key_path) = (path(CA_FILE), path(CERTIFICATE_FILE), path(KEY_FILE));
-        let cas = certificates(&ca_path)?;
-        let chain = certificates(&own_path)?;
+        let cas: Vec<CertificateDer<'static>> = pem(&ca_path, &read(&ca_path)?, "certificate")?;
+        let chain: Vec<CertificateDer<'static>> = pem(&own_path, &read(&own_path)?, "certificate")?;
         let key = key(&key_path)?;
+        let revoked_path = path(REVOKED_FILE);
+        let revocations = Revocations::read(&revoked_path, &cas)?;
         let invalid = |path: &PathBuf, problem: String| PkiError::Invalid { path: path.clone(), problem };
         let leaf = chain.first().ok_or_else(|| invalid(&own_path, "it is empty".into()))?.clone();
         let own = Certified::read(&leaf).map_err(|problem| invalid(&own_path, problem))?;
@@ -68,21 +95,23 @@ impl Identity {
                 .map_err(|error| invalid(&ca_path, format!("it is no CA's certificate: {error}")))?;
         }
         let roots = Arc::new(roots);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let unlisted = |error: VerifierBuilderError| invalid(&revoked_path, error.to_string());
+        let lists = || revocations.lists.iter().cloned();
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             // Who asks is not told whom this host trusts.
             .clear_root_hint_subjects()
+            .with_crls(lists())
+            .allow_unknown_revocation_status()
             .build()
-            .map_err(|error| invalid(&ca_path, error.to_string()))?;
-        // As a peer with the same CA will see it, on a day when it is valid.
-        let valid_at = u64::try_from(own.expires.unix_timestamp()).unwrap_or_default().saturating_sub(1);
-        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(valid_at));
-        verifier.verify_client_cert(&leaf, chain.get(1..).unwrap_or_default(), at).map_err(|error| {
-            invalid(
-                &own_path,
-                format!("peers would not accept it ({error}): is it issued by the CA in {CA_FILE}?"),
-            )
-        })?;
+            .map_err(unlisted)?;
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .with_crls(lists())
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(unlisted)?;
+        let is_revoked = accepted(clients.as_ref(), &chain, at(&own))
+            .map_err(|problem| invalid(&own_path, format!("peers would not accept it: {problem}")))?;
         let unfit = |error: rustls::Error| match error {
             rustls::Error::InconsistentKeys(_) => {
                 invalid(&key_path, format!("it is not the key of {CERTIFICATE_FILE}"))
@@ -92,7 +121,7 @@ impl Identity {
         let mut server = ServerConfig::builder_with_provider(Arc::<CryptoProvider>::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(unfit)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(clients)
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(unfit)?;
         server.send_tls13_tickets = 0;
@@ -101,17 +130,28 @@ impl Identity {
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(unfit)?
-            .with_root_certificates(roots)
+            .with_webpki_verifier(servers)
             .with_client_auth_cert(chain, key)
             .map_err(unfit)?;
         client.resumption = Resumption::disabled();
         client.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self { own, client: Arc::new(client), server: Arc::new(server) })
+        let revoked = revocations.certificates;
+        Ok(Self { own, revoked, is_revoked, client: Arc::new(client), server: Arc::new(server) })
     }
 
     /// What the own certificate says.
     pub const fn own(&self) -> &Certified {
         &self.own
+    }
+
+    /// How many certificates are on the CA's list of revoked ones, as far as this host has it.
+    pub const fn revoked(&self) -> usize {
+        self.revoked
+    }
+
+    /// Whether the own certificate is on that list: peers that have it refuse it.
+    pub const fn is_revoked(&self) -> bool {
+        self.is_revoked
     }
 
     pub(crate) fn client(&self) -> Arc<ClientConfig> {
@@ -123,41 +163,30 @@ impl Identity {
     }
 }
 
-/// The content of a file that must be there.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
-    let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => PkiError::Missing { path: path.to_owned() },
-        _ => PkiError::File { operation: "read", path: path.to_owned(), source },
+/// Whether the first of `chain`, which others would accept at a time, is on the list of revoked ones.
+///
+/// # Errors
+/// Why they would not.
+fn accepted(
+    verifier: &dyn ClientCertVerifier,
+    chain: &[CertificateDer<'static>],
+    at: UnixTime,
+) -> Result<bool, String> {
+    let Some((leaf, others)) = chain.split_first() else { return Err("it is empty".into()) };
+    let problem = match verifier.verify_client_cert(leaf, others, at) {
+        Ok(_) => return Ok(false),
+        Err(rustls::Error::InvalidCertificate(problem)) => problem,
+        Err(other) => return Err(other.to_string()),
     };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
-        return Err(PkiError::Invalid { path: path.to_owned(), problem: "it is too large".into() });
-    }
-    std::fs::read(path).map_err(failed)
-}
-
-/// The content of a key's file, which nobody but its owner may read.
-pub(super) fn read_key(path: &Path) -> Result<Vec<u8>, PkiError> {
-    let content = read(path)?;
-    let metadata = std::fs::metadata(path).map_err(|source| PkiError::File {
-        operation: "look at",
-        path: path.to_owned(),
-        source,
-    })?;
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(PkiError::Exposed { path: path.to_owned(), mode });
-    }
-    Ok(content)
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PkiError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => {
-            Err(PkiError::Invalid { path: path.to_owned(), problem: "it holds no certificate (PEM)".into() })
+    match problem {
+        CertificateError::Revoked => Ok(true),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Err("it has expired: issue a new one, or set the clock".into())
         }
-        Err(error) => Err(PkiError::Invalid { path: path.to_owned(), problem: error.to_string() }),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Err("it is not valid yet: set the clock, or wait".into())
+        }
+        other => Err(format!("{other}: is it issued by the CA in {CA_FILE}?")),
     }
 }
 

@@ -1,23 +1,17 @@
 //! A CA for a small site, or for tests.
 
-use std::{
-    fs::OpenOptions,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::pki_types::ServerName;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE, PkiError,
-    identity::{read, read_key},
+    CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE, PkiError, REVOKED_FILE,
+    authority::Authority,
+    files::{free, make_dir, read_optional, write},
 };
 
 /// Clocks of hosts may differ by this much.
@@ -76,8 +70,8 @@ pub fn init(dir: &Path, name: &str, validity: Validity, force: bool) -> Result<M
     Ok(made)
 }
 
-/// Makes the certificate of `host` by the CA in `dir`, and puts it, its key and the CA's certificate into `out`. It ends
-/// with the CA at the latest.
+/// Makes the certificate of `host` by the CA in `dir`, and puts it, its key, the CA's certificate and its list of revoked
+/// ones, if there is one, into `out`. It ends with the CA at the latest. The CA keeps a copy of it.
 ///
 /// # Errors
 /// [`PkiError`]; with `force` existing files are no reason.
@@ -91,34 +85,8 @@ pub fn issue(
     if !matches!(ServerName::try_from(host), Ok(ServerName::DnsName(_))) {
         return Err(PkiError::HostName(host.to_owned()));
     }
-    let (ca_path, ca_key_path) = (dir.join(CA_FILE), dir.join(CA_KEY_FILE));
-    let no_ca = |error: PkiError| match error {
-        PkiError::Missing { path } => PkiError::Invalid {
-            path,
-            problem: "it is not there: `xferry pki init --name NAME` makes a CA".into(),
-        },
-        other => other,
-    };
-    let ca = read(&ca_path).map_err(no_ca)?;
-    let ca_key = read_key(&ca_key_path).map_err(no_ca)?;
-    let invalid = |path: &Path, problem: String| PkiError::Invalid { path: path.to_owned(), problem };
-    let der = CertificateDer::from_pem_slice(&ca).map_err(|error| invalid(&ca_path, error.to_string()))?;
-    let ca_key = std::str::from_utf8(&ca_key).map_err(|error| invalid(&ca_key_path, error.to_string()))?;
-    let ca_key = KeyPair::from_pem(ca_key).map_err(|error| invalid(&ca_key_path, error.to_string()))?;
-    let (_, parsed) =
-        X509Certificate::from_der(&der).map_err(|error| invalid(&ca_path, error.to_string()))?;
-    if !parsed.is_ca() {
-        return Err(invalid(&ca_path, "it is not the certificate of a CA".into()));
-    }
-    if parsed.public_key().subject_public_key.data.as_ref() != ca_key.public_key_raw() {
-        return Err(invalid(&ca_key_path, format!("it is not the key of {CA_FILE}")));
-    }
-    let ca_until = parsed.validity().not_after.to_datetime();
-    if ca_until <= OffsetDateTime::now_utc() {
-        return Err(invalid(&ca_path, "the CA has expired: `xferry pki init --force` makes another".into()));
-    }
-    let issuer = Issuer::from_ca_cert_der(&der, ca_key).map_err(make)?;
-    let until = validity.until.min(ca_until);
+    let ca = Authority::open(dir)?;
+    let until = validity.until.min(ca.until);
     let mut params = params(Validity { until, ..validity }, host);
     let name = host.try_into().map_err(make)?;
     params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
@@ -129,18 +97,24 @@ pub fn issue(
     params.use_authority_key_identifier_extension = true;
     let [ca_copy, own, own_key] = [CA_FILE, CERTIFICATE_FILE, KEY_FILE].map(|file| out.join(file));
     // Its own CA may be there already.
-    let same_ca = std::fs::read(&ca_copy).is_ok_and(|there| there == ca);
+    let same_ca = std::fs::read(&ca_copy).is_ok_and(|there| there == ca.pem);
     free(&[&own, &own_key], force)?;
     if !same_ca {
         free(&[&ca_copy], force)?;
     }
     let key = KeyPair::generate().map_err(make)?;
-    let certificate = params.signed_by(&key, &issuer).map_err(make)?;
+    let certificate = params.signed_by(&key, &ca.issuer).map_err(make)?;
+    // Before anybody can have it.
+    ca.remember(host, &certificate)?;
     make_dir(out)?;
     write(&own_key, &key.serialize_pem(), 0o600, force)?;
     write(&own, &certificate.pem(), 0o644, force)?;
     if !same_ca {
-        write(&ca_copy, &String::from_utf8_lossy(&ca), 0o644, force)?;
+        write(&ca_copy, &String::from_utf8_lossy(&ca.pem), 0o644, force)?;
+    }
+    // A host that is new knows whom not to trust.
+    if let Some(revoked) = read_optional(&ca.revoked_path())? {
+        write(&out.join(REVOKED_FILE), &String::from_utf8_lossy(&revoked), 0o644, true)?;
     }
     Ok(Issued { dir: out.to_owned(), until })
 }
@@ -156,54 +130,6 @@ fn params(validity: Validity, name: &str) -> CertificateParams {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params
-}
-
-fn free(paths: &[&Path], force: bool) -> Result<(), PkiError> {
-    match paths.iter().find(|path| !force && path.exists()) {
-        Some(path) => Err(PkiError::Exists { path: path.to_path_buf() }),
-        None => Ok(()),
-    }
-}
-
-/// A directory that only its owner enters.
-fn make_dir(path: &Path) -> Result<(), PkiError> {
-    let made = std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
-        .create(path);
-    made.map_err(|source| PkiError::File { operation: "make", path: path.to_owned(), source })
-}
-
-/// Writes a file that has its mode from the first byte on, and all of its content or none.
-fn write(path: &Path, content: &str, mode: u32, force: bool) -> Result<(), PkiError> {
-    let failed = |operation, source| PkiError::File { operation, path: path.to_owned(), source };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("replace", error)),
-        _ => {}
-    }
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()));
-    // A link never replaces what is there; a renaming does.
-    let placed = written.and_then(|()| {
-        if force {
-            std::fs::rename(&temporary, path)
-        } else {
-            std::fs::hard_link(&temporary, path).and_then(|()| std::fs::remove_file(&temporary))
-        }
-    });
-    placed.map_err(|source| {
-        // What is left of it is of no use.
-        let _ = std::fs::remove_file(&temporary);
-        match source.kind() {
-            std::io::ErrorKind::AlreadyExists => PkiError::Exists { path: path.to_owned() },
-            _ => failed("write", source),
-        }
-    })
 }
 
 #[cfg(test)]

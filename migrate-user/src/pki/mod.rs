@@ -1,14 +1,23 @@
-//! Certificates of agents: the files of a host ([`Identity`]), and a small CA to make them ([`init`], [`issue`]).
+//! Certificates of agents: the files of a host ([`Identity`], watched by a [`Keeper`]), and a small CA to make them
+//! ([`init`], [`issue`]) and to take them back ([`revoke`]).
 //!
-//! A host has three files of fixed names in one directory: the CA's certificate, its own, and its key. Its certificate
-//! has exactly one DNS name, that by which other agents call the host; there is no second name to confuse it with.
+//! A host has three files of fixed names in one directory: the CA's certificate, its own, and its key; and it may have the
+//! CA's list of revoked certificates. Its certificate has exactly one DNS name, that by which other agents call the host;
+//! there is no second name to confuse it with.
 
+mod authority;
+mod files;
 mod identity;
 mod issue;
+mod keeper;
+mod revocation;
+mod revoke;
 
 pub(crate) use identity::ALPN;
 pub use identity::Identity;
 pub use issue::{Issued, Made, Validity, init, issue};
+pub use keeper::{Keeper, LOOK_AGAIN};
+pub use revoke::{Revoked, RevokedList, revoke};
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +39,10 @@ pub const CA_KEY_FILE: &str = "ca.key";
 pub const CERTIFICATE_FILE: &str = "agent.pem";
 /// The host's key.
 pub const KEY_FILE: &str = "agent.key";
+/// The CA's list of revoked certificates, or those of several; it need not be there.
+pub const REVOKED_FILE: &str = "crl.pem";
+/// Directory of the certificates that a CA has issued, beside its own.
+const ISSUED_DIR: &str = "issued";
 /// So many days before a certificate's end its host begins to warn.
 pub const WARN_DAYS: i64 = 30;
 
@@ -87,8 +100,19 @@ pub enum PkiError {
         /// The file.
         path: PathBuf,
     },
+    /// A host that has no certificate.
+    #[error(
+        "this CA has issued no certificate to {host:?} that is kept in {}: name the certificate's FILE (agent.pem of that host)",
+        dir.display()
+    )]
+    NotIssued {
+        /// The host.
+        host: String,
+        /// Where they are kept.
+        dir: PathBuf,
+    },
     /// A certificate cannot be made.
-    #[error("cannot make a certificate: {0}")]
+    #[error("cannot make a certificate, or a list of them: {0}")]
     Make(String),
 }
 

@@ -8,11 +8,14 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{Seek, SeekFrom},
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    },
     time::Duration,
 };
 
-use rustix::fs::Advice;
+use rustix::fs::{Advice, FileType, Mode, OFlags};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{ImageFacts, Sample};
@@ -73,15 +76,13 @@ fn read(pid: u32, disk: &Disk, offsets: Option<Vec<u64>>) -> ImageFacts {
 }
 
 fn read_file(path: &str, offsets: Option<Vec<u64>>) -> std::io::Result<ImageFacts> {
-    let mut file = File::open(path)?;
+    let mut file = open(path)?;
     let metadata = file.metadata()?;
     let (inode, size) = if metadata.file_type().is_block_device() {
         // The node may have any inode; the device behind it counts.
         ((metadata.rdev(), u64::MAX), file.seek(SeekFrom::End(0))?)
-    } else if metadata.is_file() {
-        ((metadata.dev(), metadata.ino()), metadata.len())
     } else {
-        return Err(std::io::Error::other("neither a file nor a block device"));
+        ((metadata.dev(), metadata.ino()), metadata.len())
     };
     // Without reading ahead. Advice is advice: what it says when it fails does not matter.
     let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
@@ -90,6 +91,18 @@ fn read_file(path: &str, offsets: Option<Vec<u64>>) -> std::io::Result<ImageFact
     // Nothing of it is to stay in this host's page cache: the other host goes on writing.
     let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
     Ok(ImageFacts { inode: Some(inode), samples, unread: None, writers: Vec::new() })
+}
+
+/// Opens an image, and nothing else: opening a pipe waits for its other end, and opening a device may do something.
+/// QEMU says what it is called, and a QEMU that its guest has taken over says what it likes.
+fn open(path: &str) -> std::io::Result<File> {
+    let looked_at = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&looked_at)?.st_mode);
+    if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+        return Err(std::io::Error::other("neither a file nor a block device"));
+    }
+    // The very file that was looked at.
+    File::open(format!("/proc/self/fd/{}", looked_at.as_raw_fd()))
 }
 
 /// Where to read in an image of `size` bytes.
@@ -105,7 +118,7 @@ fn sample(file: &File, offset: u64) -> std::io::Result<Sample> {
     let mut block = [0; SAMPLE];
     let mut filled = 0;
     while filled < SAMPLE {
-        match file.read_at(&mut block[filled..], offset + filled as u64) {
+        match file.read_at(&mut block[filled..], offset.saturating_add(filled as u64)) {
             // Beyond its end: as good as zeros.
             Ok(0) => break,
             Ok(count) => filled += count,
@@ -175,6 +188,19 @@ mod tests {
         let again = read_file(path.to_str().unwrap(), Some(vec![0, 1 << 30])).unwrap();
         assert_eq!(again.samples[0], facts.samples[0]);
         assert_eq!(again.samples[1], Sample { offset: 1 << 30, hash: None });
+    }
+
+    #[test]
+    fn only_images_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        // Nobody is at its other end.
+        for path in [pipe.to_str().unwrap(), "/dev/zero", "/proc/self"] {
+            let error = read_file(path, None).err().unwrap().to_string();
+            assert!(error.contains("neither a file"), "{path}: {error}");
+        }
+        assert!(read_file("/nonexistent", None).is_err());
     }
 
     #[test]

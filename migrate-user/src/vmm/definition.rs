@@ -186,6 +186,17 @@ nics = [{ mac = "52:54:00:00:00:01", announce-on = "eno1" }, { mac = "52:54:00:0
     }
 
     #[test]
+    fn the_example_is_one() {
+        const EXAMPLE: &str = include_str!("../../../packaging/vms/web.toml");
+        let vm = VmDefinition::parse(EXAMPLE, "web").unwrap();
+        let command = vm.command.unwrap();
+        assert!(vm.nics.is_empty() && command.iter().any(|argument| argument.contains("share=on")));
+        assert!(command.iter().any(|argument| argument.contains(vm.qmp.to_str().unwrap())));
+        let nics = EXAMPLE.replace("# nics", "nics");
+        assert!(VmDefinition::parse(&nics, "web").unwrap().nics[0].announce_on.is_some());
+    }
+
+    #[test]
     fn placeholder_decides_where_incoming_goes() {
         let text = GOOD.replace(r#""-m", "1G"]"#, r#""{incoming}", "-m", "1G"]"#);
         let command = VmDefinition::parse(&text, "web").unwrap().incoming_command().unwrap();

@@ -1,6 +1,7 @@
 //! QEMU as the VM that arrives.
 
 use std::{
+    io::{Read, Seek, SeekFrom},
     os::{fd::AsFd, unix::net::UnixStream as StdUnixStream, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,6 +17,8 @@ use super::{
 };
 
 const PIPE: &str = "xferry-state";
+/// Most bytes of a log that are looked at.
+const LAST_WORDS: u64 = 4096;
 /// How often a QEMU that does not answer is asked whether it runs.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -329,10 +332,40 @@ fn reap(mut child: Child) {
     }
 }
 
-/// The end of what QEMU printed.
+/// The end of what QEMU printed: up to three lines. A guest whose console is QEMU's standard output decides what
+/// stands there, and how much of it.
 fn last_words(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let text = tail(log).unwrap_or_default();
+    let shown = |line: &str| -> String {
+        line.trim().chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    };
+    let lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(shown).collect();
     let tail = lines[lines.len().saturating_sub(3)..].join(" / ");
     if tail.is_empty() { "it printed nothing".into() } else { tail }
+}
+
+/// The last [`LAST_WORDS`] bytes of a file.
+fn tail(log: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_few_and_plain() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("vm.log");
+        assert_eq!(last_words(&log), "it printed nothing");
+        std::fs::write(&log, "one\ntwo\n\n  three\nfour \x1b[2J\x1b]0;owned\x07\n").unwrap();
+        assert_eq!(last_words(&log), "two / three / four \u{fffd}[2J\u{fffd}]0;owned\u{fffd}");
+        std::fs::write(&log, vec![b'x'; 1 << 20]).unwrap();
+        assert_eq!(last_words(&log).len() as u64, LAST_WORDS);
+    }
 }

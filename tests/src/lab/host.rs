@@ -41,6 +41,8 @@ pub struct Host {
     insecure: bool,
     encryption: Option<Encryption>,
     lifetime: Lifetime,
+    /// What the agent is started by: a program and its arguments that become the agent.
+    launcher: Mutex<Vec<String>>,
     agent: Mutex<Option<Process>>,
     vm: Mutex<Option<Process>>,
     /// Numbers the commands run here, for the names of their output files.
@@ -68,6 +70,7 @@ impl Host {
             insecure: config.insecure,
             encryption: config.encryption,
             lifetime,
+            launcher: Mutex::default(),
             agent: Mutex::new(None),
             vm: Mutex::new(None),
             commands: AtomicU32::new(0),
@@ -147,7 +150,8 @@ impl Host {
         let config = self.dir().join("agent.toml");
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let argv = [&self.xferry, Path::new("agent"), Path::new("--config"), &config];
-        let argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();
+        let mut argv: Vec<String> = argv.iter().map(|arg| arg.display().to_string()).collect();
+        argv.splice(0..0, lock(&self.launcher).iter().cloned());
         let name = format!("the agent of {}", self.side);
         let mut agent = self.start(&name, &argv, &self.agent_log())?;
         let socket = self.api_socket();
@@ -158,6 +162,16 @@ impl Host {
         .with_context(|| agent.tail())?;
         *slot = Some(agent);
         Ok(())
+    }
+
+    /// Runs another copy of the program from now on.
+    pub fn use_program(&mut self, xferry: &Path) {
+        self.xferry = xferry.to_owned();
+    }
+
+    /// Starts the agent from now on by a command that becomes it, as `setpriv` does.
+    pub fn launch_agent_by<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) {
+        *lock(&self.launcher) = command.into_iter().map(Into::into).collect();
     }
 
     /// The configuration (TOML) that the agent is started with.
@@ -175,7 +189,7 @@ impl Host {
         pki::dir(&self.dir())
     }
 
-    /// Gives the agent, when it is started next, a certificate of another CA than its peer's, with its peer's CA in place
+    /// Gives the agent a certificate of another CA than its peer's, with its peer's CA in place
     /// of its own: one who believes and is not believed.
     ///
     /// # Errors
@@ -191,13 +205,22 @@ impl Host {
         })
     }
 
-    /// Gives the agent, when it is started next, a new certificate of the lab's CA.
+    /// Gives the agent a new certificate of the lab's CA.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn renew_certificate(&self) -> Result<()> {
         let ca = self.fixture.layout().run_dir().join("ca");
         self.fixture.while_up(|| pki::issue(&self.xferry, &ca, self.side.name(), &self.pki_dir()))
+    }
+
+    /// Has the lab's CA revoke all certificates of this host, and returns the list, which nobody has yet.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn revoke_certificate(&self) -> Result<PathBuf> {
+        let ca = self.fixture.layout().run_dir().join("ca");
+        self.fixture.while_up(|| pki::revoke(&self.xferry, &ca, self.side.name()))
     }
 
     /// Where the agent keeps its journal and reports.
@@ -424,11 +447,16 @@ impl Host {
     /// # Errors
     /// If it cannot be started, or runs longer than `limit` (it is then killed).
     pub fn xferry(&self, args: &[&str], limit: Duration) -> Result<Output> {
+        self.captured(&self.xferry_argv(args), limit)
+    }
+
+    /// Runs a command on this host and waits for its end; what it prints goes through files.
+    fn captured(&self, argv: &[String], limit: Duration) -> Result<Output> {
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let path = |kind: &str| self.dir().join(format!("xferry-{number}.{kind}"));
         let create = |path: &Path| File::create(path).with_context(|| format!("making {}", path.display()));
         let (stdout, stderr) = (path("out"), path("err"));
-        let status = self.run(args, create(&stdout)?.into(), create(&stderr)?.into(), limit)?;
+        let status = self.run(argv, create(&stdout)?.into(), create(&stderr)?.into(), limit)?;
         let read = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Ok(Output { status, stdout: read(&stdout)?, stderr: read(&stderr)? })
     }
@@ -438,7 +466,7 @@ impl Host {
     /// # Errors
     /// As [`Self::xferry`].
     pub fn xferry_shown(&self, args: &[&str], limit: Duration) -> Result<ExitStatus> {
-        self.run(args, Stdio::inherit(), Stdio::inherit(), limit)
+        self.run(&self.xferry_argv(args), Stdio::inherit(), Stdio::inherit(), limit)
     }
 
     /// Starts `xferry ARGS` on this host and does not wait for its end; its output goes to the
@@ -476,6 +504,19 @@ impl Host {
         tail(&format!("the agent of {}", self.side), &self.agent_log())
     }
 
+    /// Runs `xferry ARGS` on this host as another user, with no more groups than `group`, and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Self::xferry`].
+    pub fn xferry_as(&self, user: u32, group: u32, args: &[&str], limit: Duration) -> Result<Output> {
+        let mut command: Vec<String> =
+            ["setpriv", "--reuid", &user.to_string(), "--regid", &group.to_string(), "--clear-groups"]
+                .map(str::to_owned)
+                .into();
+        command.extend(self.xferry_argv(args));
+        self.captured(&command, limit)
+    }
+
     fn xferry_argv(&self, args: &[&str]) -> Vec<String> {
         let fixed = [
             self.xferry.display().to_string(),
@@ -485,10 +526,10 @@ impl Host {
         fixed.into_iter().chain(args.iter().map(|&arg| arg.to_owned())).collect()
     }
 
-    fn run(&self, args: &[&str], stdout: Stdio, stderr: Stdio, limit: Duration) -> Result<ExitStatus> {
-        let mut command = in_namespace(&self.namespace(), &self.xferry_argv(args), Lifetime::WithUs);
+    fn run(&self, argv: &[String], stdout: Stdio, stderr: Stdio, limit: Duration) -> Result<ExitStatus> {
+        let mut command = in_namespace(&self.namespace(), argv, Lifetime::WithUs);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let what = format!("`xferry {}` on {}", args.join(" "), self.side);
+        let what = format!("`{}` on {}", argv.join(" "), self.side);
         let started = self.fixture.while_up(|| Ok(spawn(command)));
         let mut child = started?.with_context(|| format!("cannot start {what}"))?;
         let ended = wait_for(&format!("{what} to end"), limit, || Ok(child.try_wait()?));

@@ -37,3 +37,10 @@ pub(super) fn issue(xferry: &Path, ca: &Path, host: &str, out: &Path) -> Result<
     let args = ["pki", "issue", host, "--dir", &ca, "--out", &out, "--force"];
     run(&xferry.display().to_string(), &args).map(drop)
 }
+
+/// Puts all certificates of a host on the CA's list, and returns where that is.
+pub(super) fn revoke(xferry: &Path, ca: &Path, host: &str) -> Result<PathBuf> {
+    let dir = ca.display().to_string();
+    run(&xferry.display().to_string(), &["pki", "revoke", host, "--dir", &dir])?;
+    Ok(ca.join("crl.pem"))
+}

@@ -4,6 +4,7 @@
 //! ([`Scenario::expect_undisturbed`]) or it has moved ([`Scenario::expect_moved`]), in one piece and once.
 
 mod fake_peer;
+pub mod hostile;
 mod link;
 mod machine;
 mod planted;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 pub use fake_peer::{FakePeer, greet, hello};
+pub use hostile::GuestRam;
 pub use link::{bytes_sent, ip, link, mac};
 pub use machine::{MEMORY_MIB, Workload, bare, linux};
 pub use planted::Planted;

@@ -181,7 +181,9 @@ impl Journal {
     /// # Errors
     /// When it cannot be written down: then the VM must not be touched.
     pub fn offer(&self, session: Session) -> io::Result<()> {
-        self.lock().append(Record::Offered(session))
+        let mut inner = self.lock();
+        inner.expect_free(Role::Source, &session)?;
+        inner.append(Record::Offered(session))
     }
 
     /// The source is about to send the commit.
@@ -197,7 +199,9 @@ impl Journal {
     /// # Errors
     /// When it cannot be written down: then no VMM must be started.
     pub fn wait(&self, session: Session) -> io::Result<()> {
-        self.lock().append(Record::Waiting(session))
+        let mut inner = self.lock();
+        inner.expect_free(Role::Destination, &session)?;
+        inner.append(Record::Waiting(session))
     }
 
     /// Decides about a session, unless that was done before: the first decision stands.
@@ -289,6 +293,26 @@ impl Journal {
 }
 
 impl Inner {
+    /// That a number is not another migration's. Who listens to the migration network knows the numbers of others, and
+    /// with one of them could otherwise take the place of what stands here under it.
+    fn expect_free(&self, role: Role, session: &Session) -> io::Result<()> {
+        let begun = self.sessions.get(&session.session).and_then(|entry| entry.begun.as_ref());
+        let same = |(other_role, other): &(Role, Session)| {
+            *other_role == role
+                && (&other.id, &other.vm, &other.peer_name) == (&session.id, &session.vm, &session.peer_name)
+        };
+        match begun {
+            Some(other) if !same(other) => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "session {} is migration {} already: try again, with another",
+                    session.session, other.1.id
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn state(&self, session: u64) -> SessionState {
         self.sessions.get(&session).map(|entry| entry.state).unwrap_or_default()
     }

@@ -52,6 +52,32 @@ fn what_was_written_is_known_after_a_restart() {
 }
 
 #[test]
+fn a_session_is_one_migrations_and_nobody_elses() {
+    let (_dir, _path, journal) = journal();
+    let of = |number, peer: &str| Session { peer_name: Some(peer.into()), ..session(number, "web") };
+    journal.offer(of(1, "host-b")).unwrap();
+    journal.wait(of(2, "host-b")).unwrap();
+    // More is known of it.
+    journal.wait(Session { ram: vec![], ..of(2, "host-b") }).unwrap();
+    let other = Session { id: "host-c-9".into(), vm: "db".into(), ..of(2, "host-c") };
+    let taken = [
+        journal.wait(of(1, "host-c")),
+        journal.wait(of(2, "host-c")),
+        journal.wait(other),
+        journal.offer(of(2, "host-b")),
+    ];
+    for refused in taken {
+        assert!(refused.unwrap_err().to_string().contains("is migration host-a-"));
+    }
+    let begun = |number| journal.begun(number).map(|(role, session)| (role, session.peer_name.unwrap()));
+    assert_eq!(begun(1), Some((Role::Source, "host-b".into())));
+    assert_eq!(begun(2), Some((Role::Destination, "host-b".into())));
+    // Not after its end either: who asks about it is to hear how it ended.
+    journal.conclude(2, Verdict::Refused).unwrap();
+    assert!(journal.wait(of(2, "host-c")).is_err());
+}
+
+#[test]
 fn the_first_decision_stands() {
     let (_dir, path, journal) = journal();
     assert_eq!(
