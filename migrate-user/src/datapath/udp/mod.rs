@@ -8,6 +8,8 @@ mod gate;
 mod sink;
 mod socket;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use gate::{Gate, GateFull};
 pub use sink::UdpSink;

@@ -178,3 +178,52 @@ impl FrameSink for UdpSink {
         Ok(self.batch.frames + usize::from(self.batch.next > 0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lengths of the frames that leave together, when so many are given.
+    fn batches(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+        let mut batch = Batch::new();
+        let mut all = Vec::new();
+        let mut left = |batch: &mut Batch| {
+            while batch.complete {
+                let bytes = batch.end;
+                let whole = batch.frames - 1;
+                let last = bytes - whole * batch.segment;
+                assert!(0 < last && last <= batch.segment && bytes <= BATCH.max(last));
+                all.push(vec![batch.segment; whole].into_iter().chain([last]).collect());
+                batch.clear(most);
+            }
+        };
+        for &len in lengths {
+            batch.add(len, most);
+            left(&mut batch);
+        }
+        batch.complete = batch.frames > 0;
+        left(&mut batch);
+        all
+    }
+
+    #[test]
+    fn equal_frames_leave_together() {
+        assert_eq!(batches(&[8000; 20], 64), [vec![8000; 8], vec![8000; 8], vec![8000; 4]]);
+        assert_eq!(batches(&[100; 130], 64), [vec![100; 64], vec![100; 64], vec![100; 2]]);
+        assert_eq!(batches(&[60_000; 3], 64), [[60_000], [60_000], [60_000]]);
+        assert_eq!(batches(&[8000; 3], 1), [[8000], [8000], [8000]]);
+        assert_eq!(batches(&[LONGEST, 1], 64), [[LONGEST], [1]]);
+    }
+
+    #[test]
+    fn a_shorter_frame_ends_a_batch_and_a_longer_one_begins_the_next() {
+        assert_eq!(batches(&[8000, 8000, 50, 50], 64), [vec![8000, 8000, 50], vec![50]]);
+        assert_eq!(batches(&[50, 8000, 8000], 64), [vec![50], vec![8000, 8000]]);
+        assert_eq!(batches(&[50, 60_000, 60_000], 64), [[50], [60_000], [60_000]]);
+        // A short one that is too much for what is left of the batch.
+        assert_eq!(
+            batches(&[9000, 9000, 40_000, 30_000], 64),
+            [vec![9000, 9000], vec![40_000], vec![30_000]]
+        );
+    }
+}
