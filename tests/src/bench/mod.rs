@@ -4,6 +4,7 @@
 mod link;
 mod qemu;
 mod table;
+mod transport;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -41,6 +42,9 @@ pub struct Args {
     /// Runs of each; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: u32,
+    /// Compare AF_XDP and UDP sockets at either end with each other, and with nobody else
+    #[arg(long, conflicts_with = "json")]
+    transports: bool,
     /// Write rows and all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -68,7 +72,9 @@ pub fn main(args: &Args) -> ExitCode {
     }
     match run(args) {
         Ok(table) => {
-            print!("{table}");
+            if let Some(table) = table {
+                print!("{table}");
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -78,7 +84,7 @@ pub fn main(args: &Args) -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<Table> {
+fn run(args: &Args) -> Result<Option<Table>> {
     let image = GuestImage::prepare(GuestKind::Bare, &crate::lab::cache_dir())?;
     let params = GuestParams {
         mib: args.fill,
@@ -103,6 +109,10 @@ fn run(args: &Args) -> Result<Table> {
         ..LabConfig::for_test()
     })?;
     let mut table = Table::new(args);
+    if args.transports {
+        transport::compare(&lab, &config, args.runs)?;
+        return Ok(None);
+    }
     let tcp = link::best_tcp(&lab)?;
     // Not counted: whoever goes first pays for memory that the machine below touches for the first time.
     with_guest(&lab, &config, || qemu::migrate(&lab, &config, Peer::ALL[0]))?;
@@ -117,7 +127,7 @@ fn run(args: &Args) -> Result<Table> {
         let text = serde_json::to_string_pretty(&table.to_json())?;
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(table)
+    Ok(Some(table))
 }
 
 /// Boots the guest on host-a, lets `work` move it, and ends it wherever it is.

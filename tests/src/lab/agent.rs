@@ -34,6 +34,7 @@ struct Control {
 struct Migration {
     interface: &'static str,
     port: u16,
+    transport: &'static str,
 }
 
 /// The agent's API socket under its host's directory.
@@ -48,6 +49,7 @@ pub(super) fn config(
     state_dir: &Path,
     limits: &[(&'static str, u64)],
     insecure: bool,
+    transport: &'static str,
 ) -> Result<String> {
     let control = |side: Side| format!("{}:{CONTROL_PORT}", side.management_ip());
     let config = AgentConfig {
@@ -58,7 +60,7 @@ pub(super) fn config(
         insecure,
         pki_dir: pki::dir(host_dir),
         control: Control { listen: control(side) },
-        migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
+        migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT, transport },
         peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
         limits: limits.iter().copied().collect(),
     };
@@ -72,13 +74,14 @@ mod tests {
     #[test]
     fn peers_point_at_each_other() {
         let config = |side, dir: &str| {
-            config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)], false)
+            config(side, Path::new(dir), &Path::new(dir).join("state"), &[("hello", 7)], false, "udp")
         };
         let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
         let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
         assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
         assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));
+        assert_eq!(a["migration"]["transport"].as_str(), Some("udp"));
         assert_eq!(a["state-dir"].as_str(), Some("/run/a/state"));
         assert_eq!(a["pki-dir"].as_str(), Some("/run/a/pki"));
         assert_eq!(a["limits"]["hello"].as_integer(), Some(7));

@@ -38,6 +38,7 @@ pub struct Host {
     xferry: PathBuf,
     limits: Vec<(&'static str, u64)>,
     insecure: bool,
+    transport: &'static str,
     lifetime: Lifetime,
     agent: Mutex<Option<Process>>,
     vm: Mutex<Option<Process>>,
@@ -64,6 +65,7 @@ impl Host {
             xferry: config.xferry.clone(),
             limits: config.limits.clone(),
             insecure: config.insecure,
+            transport: config.transport[usize::from(side == Side::B)],
             lifetime,
             agent: Mutex::new(None),
             vm: Mutex::new(None),
@@ -123,6 +125,14 @@ impl Host {
         self.start_agent_by(&(self.agent_config()? + more))
     }
 
+    /// The same with another `[migration] transport` than the lab's.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_on(&self, transport: &'static str) -> Result<()> {
+        self.start_agent_by(&self.config_with(transport)?)
+    }
+
     /// The same by a configuration (TOML) of the caller's.
     ///
     /// # Errors
@@ -162,7 +172,12 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        agent::config(self.side, &self.dir(), &self.state_dir(), &self.limits, self.insecure)
+        self.config_with(self.transport)
+    }
+
+    fn config_with(&self, transport: &'static str) -> Result<String> {
+        let (dir, state_dir) = (self.dir(), self.state_dir());
+        agent::config(self.side, &dir, &state_dir, &self.limits, self.insecure, transport)
     }
 
     /// Where the agent has its certificate and its key.

@@ -78,6 +78,10 @@ pub struct LabConfig {
     pub limits: Vec<(&'static str, u64)>,
     /// What is wrong with the migration network; `None` is a cable. Needs ethtool.
     pub wire: Option<WireConfig>,
+    /// `[migration] transport` of host-a and host-b: `auto`, `af-xdp`, `udp`.
+    pub transport: [&'static str; 2],
+    /// Whether the migration NICs have IPv6 addresses, and none of IPv4.
+    pub ipv6: bool,
     /// Whether the agents go without certificates.
     pub insecure: bool,
     /// Leave the lab up when it is dropped.
@@ -97,6 +101,9 @@ impl Default for LabConfig {
             state_disk: None,
             limits: Vec::new(),
             wire: None,
+            // Whatever falls back is to be seen.
+            transport: ["af-xdp"; 2],
+            ipv6: false,
             insecure: false,
             keep: false,
             xferry: xferry_program(),
@@ -109,6 +116,10 @@ impl LabConfig {
     /// As [`Self::for_test`], without certificates: for tests that speak with an agent themselves.
     pub fn insecure() -> Self {
         Self { insecure: true, ..Self::for_test() }
+    }
+
+    fn migration_network(&self) -> topology::MigrationNetwork {
+        topology::MigrationNetwork { mtu: self.mtu, queues: self.queues, ipv6: self.ipv6 }
     }
 
     /// A lab with a prefix of its own, so that tests may run side by side.
@@ -204,16 +215,16 @@ impl Lab {
     /// # Errors
     /// If the cables cannot be changed.
     pub fn interpose_switch(&self, path_mtu: u32) -> Result<()> {
-        let (mtu, queues) = (self.config.mtu, self.config.queues);
-        self.fixture.while_up(|| topology::interpose_switch(self.layout(), mtu, queues, path_mtu))
+        let network = self.config.migration_network();
+        self.fixture.while_up(|| topology::interpose_switch(self.layout(), network, path_mtu))
     }
 
     /// Puts a relay between the migration NICs. Agents and VMs must not have been started.
     fn interpose_wire(&self, wire: &WireConfig) -> Result<Wire> {
-        let (mtu, queues) = (self.config.mtu, self.config.queues);
+        let network = self.config.migration_network();
         self.fixture.while_up(|| {
-            topology::lead_through_switch(self.layout(), mtu, queues)?;
-            Wire::start(self.layout(), mtu, wire)
+            topology::lead_through_switch(self.layout(), network)?;
+            Wire::start(self.layout(), network.mtu, wire)
         })
     }
 
