@@ -315,7 +315,14 @@ fn strangers_frames_are_counted_and_dropped() {
     if skipped("strangers_frames_are_counted_and_dropped", GuestKind::Bare) {
         return;
     }
-    let scenario = scenario();
+    // By the XDP program, and by what stands in for it.
+    for transport in ["af-xdp", "udp"] {
+        let lab = LabConfig { transport: [transport; 2], ..LabConfig::for_test() };
+        keeps_strangers_out(&Scenario::started(lab, bare(Workload::USUAL).unwrap()).unwrap());
+    }
+}
+
+fn keeps_strangers_out(scenario: &Scenario) {
     let stranger = Stranger::start(&scenario.lab, Side::A).unwrap();
     let dropped = |reason: &str| {
         let drops = status(&scenario.lab.b).unwrap()["port"]["drops"].clone();

@@ -12,7 +12,7 @@ use super::socket::SocketGroup;
 use crate::{
     datapath::{Cipher, Encryption, Offer},
     migration::Limits,
-    network::AnnounceSchedule,
+    network::{AnnounceSchedule, Nic},
 };
 
 /// Port of the control channel when an address has none.
@@ -123,6 +123,29 @@ pub struct MigrationConfig {
     pub port: u16,
     /// Queues to use at most; all of the NIC's when not given.
     pub queues: Option<u32>,
+    /// By what frames get on and off the NIC.
+    #[serde(default)]
+    pub transport: TransportChoice,
+}
+
+/// `transport` of `[migration]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransportChoice {
+    /// AF_XDP where it can be had, else UDP sockets.
+    #[default]
+    Auto,
+    /// AF_XDP or nothing.
+    AfXdp,
+    /// UDP sockets.
+    Udp,
+}
+
+impl MigrationConfig {
+    /// How many queues of `nic` are used.
+    pub fn queues_of(&self, nic: &Nic) -> u32 {
+        nic.queues.min(self.queues.unwrap_or(u32::MAX)).clamp(1, migrate_common::maps::MAX_QUEUES)
+    }
 }
 
 fn default_socket() -> PathBuf {
@@ -369,6 +392,7 @@ max-arriving = 2
     fn reads_with_defaults() {
         let config = AgentConfig::parse(GOOD).unwrap();
         assert_eq!(config.migration.port, DATA_PORT);
+        assert_eq!(config.migration.transport, TransportChoice::Auto);
         assert_eq!((config.announce.rounds, config.announce.initial), (9, 50));
         assert_eq!((config.limits.round, config.limits.hello), (3, 5));
         assert_eq!(config.socket_group, None);
@@ -469,6 +493,7 @@ max-arriving = 2
         let problem = |from: &str, to: &str| AgentConfig::parse(&GOOD.replace(from, to)).unwrap_err();
         assert!(problem("interface", "interfase").contains("interfase"));
         assert!(problem("10.0.0.1:4790", "10.0.0.1").contains("listen"));
+        assert!(problem("[peers]", "transport = \"tcp\"\n[peers]").contains("`auto`, `af-xdp`, `udp`"));
         assert!(problem("round = 3", "round = 0").contains("round is 0"));
         assert!(problem("round = 3", &format!("round = {}", i64::MAX)).contains("30 days"));
         assert!(problem("rounds = 9", "rounds = 4000000000").contains("at most 1000"));

@@ -6,6 +6,7 @@ mod arrivals;
 mod config;
 mod history;
 mod incoming;
+mod link;
 mod outgoing;
 mod port;
 mod ram;
@@ -17,7 +18,7 @@ mod worker;
 pub use api::{
     CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, Started, StatusAnswer,
 };
-pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer};
+pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer, TransportChoice};
 pub use port::{Port, PortStatus};
 pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
@@ -120,7 +121,7 @@ impl Agent {
             AgentError::Host(format!("cannot use state-dir {}: {error}", config.state_dir.display()))
         })?;
         let listener = patiently(|| Ok(control::listen(config.control.listen)?)).await?;
-        let port = Arc::new(patiently(|| Port::open(&config.migration)).await?);
+        let port = Arc::new(link::open_port(&config.migration).await?);
         let api = socket::bind(&config.socket, config.socket_group.as_ref())?;
         let agent = Arc::new(Self {
             port,
@@ -133,11 +134,11 @@ impl Agent {
             socket: api.status,
             config,
         });
-        port::log_xdp(&agent.port);
+        agent.port.log();
         tracing::info!(
             name = agent.config.name,
             control = %agent.config.control.listen,
-            nic = agent.config.migration.interface,
+            receiver = agent.port.describe(),
             "agent ready; {}",
             agent.security
         );
@@ -418,12 +419,13 @@ pub async fn run(config: &Path) -> Result<(), AgentError> {
 
 impl AgentError {
     fn in_use(&self) -> bool {
-        use crate::{network::NetworkError, xsk::XskError};
+        use crate::{datapath::UdpError, network::NetworkError, xsk::XskError};
         match self {
             Self::Migration(MigrationError::Control(ControlError::Listen { source, .. })) => {
                 source.kind() == std::io::ErrorKind::AddrInUse
             }
             Self::Migration(MigrationError::Network(NetworkError::Occupied(_))) => true,
+            Self::Migration(MigrationError::Udp(UdpError::InUse { .. })) => true,
             Self::Migration(MigrationError::Xsk(XskError::System { source, .. })) => {
                 *source == rustix::io::Errno::BUSY
             }

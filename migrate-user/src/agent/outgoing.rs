@@ -4,7 +4,7 @@ mod memory;
 mod stream;
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -14,7 +14,8 @@ use std::{
 
 use super::{
     Agent, MigrateRequest, Peer,
-    port::{LeasedSink, Port},
+    link::{Outlet, Target},
+    port::Port,
     refuse,
     security::AgentChannel,
     settle,
@@ -22,15 +23,15 @@ use super::{
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
     datapath::{
-        Cipher, Encryption, Endpoint, FeedbackKey, FeedbackSocket, FrameLayout, FramePath, LaneConfig,
-        LaneSender, Protection, Secret,
+        Cipher, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig, LaneSender, Protection,
+        Secret,
     },
     memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
         Cancel, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan, SourceRecord,
         Verdict,
     },
-    network::Nic,
+    network::{Nic, Transport},
     preflight::{self, Check, Finding, Outcome, SourceFacts},
     report::Recorder,
     vmm::{QemuSource, Qmp, QmpError, VmDefinition, VmFacts, inspect},
@@ -38,8 +39,6 @@ use crate::{
 use memory::GuestMemory;
 use stream::OutgoingStream;
 
-/// First source port of the page stream; each lane has its own, so that the receiver's NIC spreads them.
-const FIRST_SOURCE_PORT: u16 = 49_152;
 /// Longest predicted blackout when the operator says nothing (QEMU's `downtime-limit`).
 const DEFAULT_DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 
@@ -147,7 +146,11 @@ async fn depart(
             Some(scan) if quiesced => scan.found.clone(),
             _ => "live".into(),
         };
-        report.transport.mode = "af-xdp staged".into();
+        report.transport.mode = match nic_facts.transport {
+            Transport::AfXdp => "af-xdp staged".into(),
+            Transport::Udp => "udp".into(),
+        };
+        report.transport.fallback.clone_from(&nic_facts.fallback);
         report.transport.xdp_mode.clone_from(&nic_facts.xdp_mode);
         report.transport.zero_copy = nic_facts.zero_copy;
         report.transport.mtu = nic.mtu;
@@ -248,7 +251,7 @@ struct OutgoingHost {
     /// What only the destination and this host know.
     secret: Option<Secret>,
     bandwidth: Option<u64>,
-    sinks: Vec<LeasedSink>,
+    outlets: Vec<Outlet>,
     feedback: Vec<UdpSocket>,
     layout: Arc<RamLayout>,
     mappings: Arc<Vec<Mapping>>,
@@ -259,15 +262,15 @@ struct OutgoingHost {
 /// What frames leave by.
 struct Queues {
     nic: Nic,
-    sinks: Vec<LeasedSink>,
+    outlets: Vec<Outlet>,
     feedback: Vec<UdpSocket>,
 }
 
 impl Queues {
     fn lease(agent: &Agent) -> Result<Self, MigrationError> {
         let nic = agent.port.nic()?;
-        let sinks = agent.port.lease_senders()?;
-        let feedback = sinks
+        let outlets = agent.port.outlets()?;
+        let feedback = outlets
             .iter()
             .map(|_| {
                 let socket = UdpSocket::bind(SocketAddr::new(nic.address(), 0))?;
@@ -278,12 +281,12 @@ impl Queues {
             .map_err(|error| {
                 MigrationError::Host(format!("cannot open a UDP socket on {}: {error}", nic.name))
             })?;
-        Ok(Self { nic, sinks, feedback })
+        Ok(Self { nic, outlets, feedback })
     }
 
     /// None, where the NIC cannot be used.
     fn none(agent: &Agent) -> Self {
-        Self { nic: agent.port.nic_at_start().clone(), sinks: Vec::new(), feedback: Vec::new() }
+        Self { nic: agent.port.nic_at_start().clone(), outlets: Vec::new(), feedback: Vec::new() }
     }
 }
 
@@ -313,7 +316,7 @@ impl OutgoingHost {
             },
             secret: None,
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
-            sinks: queues.sinks,
+            outlets: queues.outlets,
             feedback: queues.feedback,
             layout: Arc::clone(&memory.layout),
             mappings: Arc::clone(&memory.mappings),
@@ -346,20 +349,6 @@ impl OutgoingHost {
         }
         Ok(Protection::agreed(prepared.cipher, self.secret.as_ref(), self.session.session)?)
     }
-
-    /// Ethernet address for frames to `peer`: its own where it is a neighbour, else the gateway's.
-    fn next_hop(&self, peer: IpAddr, peer_mac: [u8; 6]) -> Result<[u8; 6], MigrationError> {
-        if self.nic.on_link(peer) {
-            return Ok(peer_mac);
-        }
-        crate::network::gateway_mac(&self.nic.name, peer).ok_or_else(|| {
-            MigrationError::Host(format!(
-                "{peer} is not on the network of {}, and no gateway towards it is known there: give both migration NICs \
-                 addresses of one network, or add a route (`ip route add {peer} via … dev {}`) and ping it once",
-                self.nic.name, self.nic.name
-            ))
-        })
-    }
 }
 
 impl SourceHost for OutgoingHost {
@@ -384,16 +373,15 @@ impl SourceHost for OutgoingHost {
 
     async fn open_stream(&mut self, prepared: &Prepared) -> Result<OutgoingStream, MigrationError> {
         let single = !self.port.binding().multi_buffer || prepared.single_buffer;
-        let own = Endpoint { mac: self.nic.mac.0, ip: self.nic.address() };
-        let peer = Endpoint { mac: self.next_hop(prepared.ip, prepared.mac.0)?, ip: prepared.ip };
+        let to = Target { ip: prepared.ip, mac: prepared.mac.0, port: prepared.port };
         let mtu = self.nic.mtu.min(prepared.mtu);
-        let lanes = self.sinks.len();
+        let lanes = self.outlets.len();
         let protection = self.protection(prepared)?;
         let key = FeedbackKey::agreed(self.secret.as_ref(), self.session.session)?;
         let mut senders = Vec::with_capacity(lanes);
         let mut frames = None;
-        for (lane, (sink, feedback)) in self.sinks.drain(..).zip(self.feedback.drain(..)).enumerate() {
-            let path = FramePath::new(own, peer, FIRST_SOURCE_PORT + lane as u16, prepared.port);
+        for (lane, (outlet, feedback)) in self.outlets.drain(..).zip(self.feedback.drain(..)).enumerate() {
+            let (sink, path) = outlet.towards(&self.nic, lane as u16, to)?;
             let layout = FrameLayout::new(mtu, path.is_ipv6(), single)
                 .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
             frames = Some(layout);

@@ -1,4 +1,4 @@
-//! The migration NIC as the agent owns it: XDP program, sockets, receive workers, send queues.
+//! The migration NIC as the agent owns it: a link, receive workers, the migrations that are received.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -8,20 +8,17 @@ use tokio::sync::oneshot;
 use super::{
     AgentError,
     config::MigrationConfig,
+    link::{Link, Outlet, UdpLink, XdpLink, log_xdp},
     worker::{Command, Worker},
 };
 use crate::{
-    datapath::{FrameLayout, FrameSet, FrameSink, Inbound, QueueFigures, XskSink, XskSource},
+    datapath::{FrameLayout, FrameSet, FrameSource, Inbound, QueueFigures},
     migration::MigrationError,
-    network::{AttachMode, Bouncer, DropCount, NetworkError, Nic},
+    network::{AttachMode, DropCount, Nic, Transport},
     preflight::NicFacts,
-    xsk::{BindMode, Binding, CHUNK_SIZE, Socket, SocketConfig, Statistics, TxQueue},
+    xsk::Binding,
 };
 
-/// Receive buffers of one queue: 16 MiB.
-const RX_CHUNKS: u32 = 4096;
-/// Memory for frames that wait to be sent, of one queue, bytes.
-const TX_BYTES: usize = 4 << 20;
 /// Most frames a lane may have on the way. A veth queue holds 256 (`VETH_RING_SIZE`, drivers/net/veth.c); real
 /// NICs more, but a window beyond bandwidth × delay only fills queues.
 const MAX_WINDOW: u32 = 240;
@@ -30,12 +27,10 @@ const MAX_WINDOW: u32 = 240;
 pub struct Port {
     nic: Nic,
     data_port: u16,
-    binding: Binding,
-    attach_mode: AttachMode,
-    bouncer: Mutex<Bouncer>,
+    link: Link,
+    /// Why it is not AF_XDP though that was wanted.
+    fallback: Option<String>,
     workers: Vec<Worker>,
-    sockets: Vec<Socket>,
-    senders: Arc<Mutex<Vec<TxQueue>>>,
     /// Those that are being received, and some that were.
     inbounds: Mutex<Vec<Weak<Inbound>>>,
 }
@@ -60,15 +55,19 @@ pub struct PortStatus {
     pub address: String,
     /// MTU, bytes.
     pub mtu: usize,
-    /// Driver or generic.
-    pub xdp_mode: AttachMode,
+    /// AF_XDP or UDP sockets.
+    pub transport: Transport,
+    /// Why it is not AF_XDP though that was wanted.
+    pub fallback: Option<String>,
+    /// Driver or generic; nothing where there is no XDP program.
+    pub xdp_mode: Option<AttachMode>,
     /// Whether the driver works on the UMEM itself.
     pub zero_copy: bool,
     /// Whether frames may span several buffers.
     pub multi_buffer: bool,
-    /// AF_XDP sockets.
+    /// Sockets that receive.
     pub queues: usize,
-    /// Frames to the data port that the XDP program dropped.
+    /// Frames to the data port that the XDP program dropped, or what stands in for it.
     pub drops: Vec<DropCount>,
     /// Frames that reached userspace and were not whole.
     pub corrupt: u64,
@@ -85,58 +84,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Port {
-    /// Attaches the XDP program, binds a socket to every queue, starts the workers.
+    /// Takes the NIC by `transport` and starts the workers. `fallback` is why that is not the wanted one.
     ///
     /// # Errors
     /// What is in the way, with a remedy.
-    pub(super) fn open(config: &MigrationConfig) -> Result<Self, AgentError> {
+    pub(super) fn open(
+        config: &MigrationConfig,
+        transport: Transport,
+        fallback: Option<String>,
+    ) -> Result<Self, AgentError> {
         let nic = Nic::read(&config.interface).map_err(MigrationError::from)?;
-        let mut bouncer = Bouncer::attach(&nic, config.port).map_err(MigrationError::from)?;
-        let queues =
-            nic.queues.min(config.queues.unwrap_or(u32::MAX)).clamp(1, migrate_common::maps::MAX_QUEUES);
-        let largest = FrameLayout::new(nic.mtu, nic.address().is_ipv6(), false)
-            .map_err(|error| AgentError::Host(format!("{}: {error}", nic.name)))?;
-        let mut workers = Vec::new();
-        let mut sockets = Vec::new();
-        let mut senders = Vec::new();
-        let mut binding = None;
-        for queue in 0..queues {
-            let socket_config = SocketConfig {
-                interface: nic.name.clone(),
-                ifindex: nic.index,
-                queue,
-                rx_chunks: RX_CHUNKS,
-                tx_slots: (TX_BYTES / largest.frame_len).clamp(64, 512) as u32,
-                tx_slot_chunks: largest.frame_len.div_ceil(CHUNK_SIZE) as u32,
-            };
-            let modes: &[BindMode] = match binding {
-                // All queues alike.
-                None => &BindMode::LADDER,
-                Some(Binding { zero_copy: true, multi_buffer: true }) => &[BindMode::ZeroCopyMultiBuffer],
-                Some(Binding { zero_copy: true, multi_buffer: false }) => &[BindMode::ZeroCopy],
-                Some(Binding { zero_copy: false, multi_buffer: true }) => &[BindMode::CopyMultiBuffer],
-                Some(Binding { zero_copy: false, multi_buffer: false }) => &[BindMode::Copy],
-            };
-            let (socket, tx, rx) = Socket::open(&socket_config, modes).map_err(MigrationError::from)?;
-            binding = Some(socket.binding());
-            bouncer.register_socket(queue, socket.fd()).map_err(MigrationError::from)?;
-            workers.push(Worker::start(queue, XskSource::new(rx, config.port)).map_err(|error| {
-                AgentError::Host(format!("no thread for queue {queue} of {}: {error}", nic.name))
-            })?);
-            sockets.push(socket);
-            senders.push(tx);
+        let (link, workers) = match transport {
+            Transport::AfXdp => {
+                let (link, sources) = XdpLink::open(&nic, config)?;
+                (Link::Xdp(link), start(sources, &nic)?)
+            }
+            Transport::Udp => {
+                let (link, sources) = UdpLink::open(&nic, config)?;
+                (Link::Udp(link), start(sources, &nic)?)
+            }
+        };
+        let inbounds = Mutex::default();
+        Ok(Self { data_port: config.port, link, fallback, workers, inbounds, nic })
+    }
+
+    /// Passes on what the XDP program logs, where there is one, for as long as the agent runs.
+    pub(super) fn log(&self) {
+        if let Link::Xdp(link) = &self.link {
+            log_xdp(link);
         }
-        Ok(Self {
-            attach_mode: bouncer.mode(),
-            binding: binding.unwrap_or(Binding { multi_buffer: false, zero_copy: false }),
-            data_port: config.port,
-            bouncer: Mutex::new(bouncer),
-            workers,
-            sockets,
-            senders: Arc::new(Mutex::new(senders)),
-            inbounds: Mutex::default(),
-            nic,
-        })
     }
 
     /// The NIC with its facts of now.
@@ -157,6 +133,7 @@ impl Port {
                 nic.name, self.nic.mtu, nic.mtu
             )));
         }
+        self.link.still_on(&nic)?;
         Ok(nic)
     }
 
@@ -170,14 +147,20 @@ impl Port {
         NicFacts {
             name: self.nic.name.clone(),
             mtu,
-            xdp_mode: match self.attach_mode {
-                AttachMode::Driver => "driver",
-                AttachMode::Generic => "generic",
-            }
-            .into(),
-            zero_copy: self.binding.zero_copy,
-            multi_buffer: self.binding.multi_buffer,
-            queues: self.sockets.len(),
+            transport: self.link.transport(),
+            fallback: self.fallback.clone(),
+            xdp_mode: self.xdp_mode().into(),
+            zero_copy: self.binding().zero_copy,
+            multi_buffer: self.binding().multi_buffer,
+            queues: self.lanes(),
+        }
+    }
+
+    fn xdp_mode(&self) -> &'static str {
+        match self.link.attach_mode() {
+            Some(AttachMode::Driver) => "driver",
+            Some(AttachMode::Generic) => "generic",
+            None => "none",
         }
     }
 
@@ -188,44 +171,44 @@ impl Port {
 
     /// What the kernel agreed to.
     pub(super) fn binding(&self) -> Binding {
-        self.binding
+        self.link.binding()
     }
 
     /// One line about how frames are received here.
     pub(super) fn describe(&self) -> String {
-        format!(
-            "AF_XDP on {}, XDP {}, {}, {} queue(s)",
-            self.nic.name,
-            match self.attach_mode {
-                AttachMode::Driver => "driver",
-                AttachMode::Generic => "generic",
-            },
-            if self.binding.zero_copy { "zero-copy" } else { "copy mode" },
-            self.workers.len()
-        )
+        let (name, queues) = (&self.nic.name, self.workers.len());
+        match (self.link.transport(), &self.fallback) {
+            (Transport::Udp, None) => format!("UDP sockets on {name}, {queues} queue(s)"),
+            (Transport::Udp, Some(reason)) => format!("UDP sockets on {name} ({reason}), {queues} queue(s)"),
+            (Transport::AfXdp, _) => format!(
+                "AF_XDP on {name}, XDP {}, {}, {queues} queue(s)",
+                self.xdp_mode(),
+                if self.binding().zero_copy { "zero-copy" } else { "copy mode" },
+            ),
+        }
     }
 
     /// Frames that each of `lanes` may have on the way to here.
     pub(super) fn window(&self, frames: &FrameLayout, lanes: usize) -> u32 {
         // All lanes may hash to one queue; an eighth stays free for probes and strays.
-        let room = RX_CHUNKS as usize * 7 / 8 / frames.receive_buffers() / lanes.max(1);
+        let room = self.link.room(frames) * 7 / 8 / lanes.max(1);
         (room as u32).clamp(1, MAX_WINDOW)
     }
 
     /// Lets a migration's frames in.
     ///
     /// # Errors
-    /// When the XDP program's maps are full.
+    /// When there are too many.
     pub(super) fn open_session(
         &self,
         inbound: &Arc<Inbound>,
         peer: std::net::IpAddr,
-    ) -> Result<(), NetworkError> {
+    ) -> Result<(), MigrationError> {
         for worker in &self.workers {
             worker.tell(Command::Open(Arc::clone(inbound)));
         }
         lock(&self.inbounds).push(Arc::downgrade(inbound));
-        lock(&self.bouncer).admit(inbound.session(), peer)
+        self.link.admit(inbound.session(), peer)
     }
 
     /// Closes an epoch on every worker: the frames that came, by lane.
@@ -250,7 +233,7 @@ impl Port {
 
     /// Shuts a migration out; when this returns, none of its pages is touched any more.
     pub(super) async fn close_session(&self, session: u64) {
-        lock(&self.bouncer).dismiss(session);
+        self.link.dismiss(session);
         for worker in &self.workers {
             let (reply, answer) = oneshot::channel();
             worker.tell(Command::Forget(session, reply));
@@ -259,27 +242,17 @@ impl Port {
         }
     }
 
-    /// All send queues, for one migration.
+    /// What the lanes of one migration leave by.
     ///
     /// # Errors
-    /// When another migration has them.
-    pub(super) fn lease_senders(&self) -> Result<Vec<LeasedSink>, MigrationError> {
-        let queues: Vec<TxQueue> = lock(&self.senders).drain(..).collect();
-        if queues.is_empty() {
-            return Err(MigrationError::Host(format!(
-                "another migration is using the send queues of {}: wait until it is done (`xferry status`)",
-                self.nic.name
-            )));
-        }
-        Ok(queues
-            .into_iter()
-            .map(|queue| LeasedSink { sink: Some(XskSink::new(queue)), home: Arc::clone(&self.senders) })
-            .collect())
+    /// When another migration has it.
+    pub(super) fn outlets(&self) -> Result<Vec<Outlet>, MigrationError> {
+        self.link.outlets(&self.nic)
     }
 
     /// How many lanes a migration from here has.
     pub(super) fn lanes(&self) -> usize {
-        self.sockets.len()
+        self.link.lanes()
     }
 
     fn sessions(&self) -> Vec<SessionStatus> {
@@ -291,68 +264,31 @@ impl Port {
 
     /// State for the operator.
     pub fn status(&self) -> PortStatus {
-        let statistics: Vec<Statistics> =
-            self.sockets.iter().filter_map(|socket| socket.statistics().ok()).collect();
         PortStatus {
             interface: self.nic.name.clone(),
             address: self.nic.address().to_string(),
             mtu: self.nic.mtu,
-            xdp_mode: self.attach_mode,
-            zero_copy: self.binding.zero_copy,
-            multi_buffer: self.binding.multi_buffer,
-            queues: self.sockets.len(),
-            drops: lock(&self.bouncer).drops(),
+            transport: self.link.transport(),
+            fallback: self.fallback.clone(),
+            xdp_mode: self.link.attach_mode(),
+            zero_copy: self.binding().zero_copy,
+            multi_buffer: self.binding().multi_buffer,
+            queues: self.lanes(),
+            drops: self.link.drops(),
             corrupt: self.workers.iter().map(Worker::damaged).sum(),
             corrupt_by_queue: self.workers.iter().map(Worker::damaged).collect(),
             sessions: self.sessions(),
-            no_buffer: statistics.iter().map(|s| s.rx_ring_full + s.rx_fill_ring_empty + s.rx_dropped).sum(),
+            no_buffer: self.link.no_buffer(),
         }
     }
 }
 
-/// A send queue on loan; goes back when dropped.
-pub(super) struct LeasedSink {
-    sink: Option<XskSink>,
-    home: Arc<Mutex<Vec<TxQueue>>>,
-}
-
-impl Drop for LeasedSink {
-    fn drop(&mut self) {
-        if let Some(sink) = self.sink.take() {
-            lock(&self.home).push(sink.into_inner());
-        }
-    }
-}
-
-impl FrameSink for LeasedSink {
-    fn capacity(&self) -> usize {
-        self.sink.as_ref().map_or(0, FrameSink::capacity)
-    }
-
-    fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
-        self.sink.as_mut().map_or(Ok(false), |sink| sink.frame(fill))
-    }
-
-    fn flush(&mut self) -> std::io::Result<usize> {
-        self.sink.as_mut().map_or(Ok(0), FrameSink::flush)
-    }
-}
-
-/// How often the XDP program's log is looked at. It logs rare events only.
-const LOG_INTERVAL: std::time::Duration = std::time::Duration::from_millis(250);
-
-/// Passes on what the XDP program logs, for as long as the agent runs.
-pub(super) fn log_xdp(port: &Port) {
-    let logger = aya_log::EbpfLogger::init(lock(&port.bouncer).ebpf_mut());
-    match logger {
-        Ok(mut logger) => {
-            tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(LOG_INTERVAL).await;
-                    logger.flush();
-                }
-            });
-        }
-        Err(error) => tracing::warn!(%error, "the XDP program's log is not heard; its counters are"),
-    }
+/// A worker for each source.
+fn start<S: FrameSource + 'static>(sources: Vec<S>, nic: &Nic) -> Result<Vec<Worker>, AgentError> {
+    let worker = |(queue, source)| {
+        Worker::start(queue, source).map_err(|error| {
+            AgentError::Host(format!("no thread for queue {queue} of {}: {error}", nic.name))
+        })
+    };
+    (0..).zip(sources).map(worker).collect()
 }

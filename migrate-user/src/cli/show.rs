@@ -28,14 +28,16 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         println!("  API: {hint}");
     }
     println!(
-        "  migration NIC {} {}, MTU {}, XDP {}, {}, {} queue(s)",
+        "  migration NIC {} {}, MTU {}, {}, {} queue(s)",
         text(&port["interface"]),
         text(&port["address"]),
         port["mtu"],
-        text(&port["xdp-mode"]),
-        if port["zero-copy"] == true { "zero-copy" } else { "copy mode" },
+        transport(port),
         port["queues"]
     );
+    if let Some(reason) = port["fallback"].as_str() {
+        println!("  NO AF_XDP: {reason}");
+    }
     let dropped: Vec<String> = port["drops"]
         .as_array()
         .into_iter()
@@ -45,7 +47,7 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         .collect();
     let dropped = if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") };
     println!(
-        "  frames dropped by the XDP program: {dropped}; corrupt {}; without buffer {}",
+        "  frames not let in: {dropped}; corrupt {}; without buffer {}",
         port["corrupt"], port["no-buffer"]
     );
     for session in port["sessions"].as_array().into_iter().flatten() {
@@ -95,6 +97,15 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         );
     }
     Ok(0)
+}
+
+/// By what frames get on and off the NIC.
+fn transport(port: &Value) -> String {
+    if port["transport"] == "udp" {
+        return "UDP sockets".into();
+    }
+    let copy = if port["zero-copy"] == true { "zero-copy" } else { "copy mode" };
+    format!("XDP {}, {copy}", port["xdp-mode"].as_str().unwrap_or("none"))
 }
 
 /// How the agent's channels are secured.

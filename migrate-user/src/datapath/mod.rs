@@ -8,8 +8,8 @@
 //!
 //! Frames are [guarded](Protection) by a checksum or, where the agents have a secret, encrypted.
 //!
-//! Threads, not tasks, move pages; this module knows AF_XDP only through [`FrameSink`] and
-//! [`crate::xsk::Packet`], so that all of it runs in memory in the tests.
+//! Threads, not tasks, move pages; frames go to a [`FrameSink`] and come from a [`FrameSource`]: AF_XDP, UDP sockets, or memory
+//! in the tests.
 
 mod accounting;
 mod datagram;
@@ -26,6 +26,7 @@ mod sink;
 mod source;
 #[cfg(test)]
 mod stream_tests;
+mod udp;
 mod window;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
@@ -44,4 +45,5 @@ pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};
 pub use sender::{LaneConfig, LaneRound, LaneSender, Pages, SendError};
 pub use sink::{FrameSink, XskSink};
 pub use source::{FrameSource, XskSource};
+pub use udp::{Gate, GateFull, UdpEnd, UdpError, UdpGroup, UdpSink, UdpSource};
 pub use window::Window;

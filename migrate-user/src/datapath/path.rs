@@ -13,7 +13,7 @@ pub struct Endpoint {
     pub ip: IpAddr,
 }
 
-/// Ethernet, IP and UDP headers of one direction, made once; lengths are filled in per frame.
+/// Ethernet, IP and UDP headers of one direction, made once; lengths are filled in per frame. Or none.
 #[derive(Clone, Debug)]
 pub struct FramePath {
     template: Vec<u8>,
@@ -56,12 +56,17 @@ impl FramePath {
         Self { template, ipv6 }
     }
 
+    /// No headers: the kernel writes them.
+    pub fn bare(to: IpAddr) -> Self {
+        Self { template: Vec::new(), ipv6: to.is_ipv6() }
+    }
+
     /// Length of the headers, bytes.
     pub fn len(&self) -> usize {
         self.template.len()
     }
 
-    /// Never: there is always an Ethernet header.
+    /// Whether the kernel writes the headers.
     pub fn is_empty(&self) -> bool {
         self.template.is_empty()
     }
@@ -73,6 +78,9 @@ impl FramePath {
 
     /// Writes the headers for `payload` bytes to the front of `buffer`, which holds them.
     pub(super) fn write(&self, buffer: &mut [u8], payload: usize) {
+        if self.is_empty() {
+            return;
+        }
         buffer[..self.template.len()].copy_from_slice(&self.template);
         let udp_len = (UDP_LEN + payload) as u16;
         let ip = &mut buffer[ETHERNET_LEN..];

@@ -129,6 +129,9 @@ pub enum MigrationError {
     /// AF_XDP.
     #[error(transparent)]
     Xsk(#[from] crate::xsk::XskError),
+    /// UDP sockets.
+    #[error(transparent)]
+    Udp(#[from] crate::datapath::UdpError),
     /// This host.
     #[error("{0}")]
     Host(String),

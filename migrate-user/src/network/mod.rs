@@ -4,12 +4,14 @@ mod announce;
 mod bouncer;
 mod gateway;
 mod nic;
+mod transport;
 mod uplink;
 
 pub use announce::{AnnounceSchedule, Announcer, announcement};
 pub use bouncer::{AttachMode, Bouncer, DropCount};
 pub use gateway::gateway_mac;
 pub use nic::{Mac, Nic};
+pub use transport::Transport;
 pub use uplink::{find_uplink, tap_bridge};
 
 /// What went wrong with a network interface.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     memory::Backend,
-    network::Mac,
+    network::{Mac, Transport},
     vmm::{Disk, MachineFacts},
 };
 
@@ -85,13 +85,19 @@ pub struct NicFacts {
     pub name: String,
     /// Largest IP packet, bytes.
     pub mtu: usize,
-    /// How the XDP program is attached: driver or generic.
+    /// AF_XDP or UDP sockets.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Why it is not AF_XDP though that was wanted.
+    #[serde(default)]
+    pub fallback: Option<String>,
+    /// How the XDP program is attached: driver or generic; none where there is none.
     pub xdp_mode: String,
     /// Whether the driver works on the UMEM itself.
     pub zero_copy: bool,
     /// Whether frames may span several buffers.
     pub multi_buffer: bool,
-    /// AF_XDP sockets.
+    /// Sockets that receive.
     pub queues: usize,
 }
 

@@ -66,9 +66,12 @@ pub enum Status {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Transport {
-    /// `af-xdp staged`: pages are copied into the UMEM.
+    /// `af-xdp staged`: pages are copied into the UMEM. `udp`: the source sends by UDP sockets.
     pub mode: String,
-    /// How the XDP program is attached at the source: driver or generic.
+    /// Why it is `udp` though AF_XDP was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+    /// How the XDP program is attached at the source: driver or generic; `none` where there is none.
     pub xdp_mode: String,
     /// Whether the source's driver reads the UMEM itself.
     pub zero_copy: bool,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{LaneFigures, Report, Round, Status, Stream};
+use super::{LaneFigures, Report, Round, Status, Stream, Transport};
 use crate::datapath::QueueFigures;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -75,10 +75,8 @@ pub fn closing(report: &Report) -> String {
     let t = &report.transport;
     let _ = writeln!(
         out,
-        "  transport   {}, XDP {}, {}, MTU {}, {} lane(s), encryption {}; receiver {}",
-        t.mode,
-        t.xdp_mode,
-        if t.zero_copy { "zero-copy" } else { "copy mode" },
+        "  transport   {}, MTU {}, {} lane(s), encryption {}; receiver {}",
+        sender(t),
         t.mtu,
         t.lanes,
         if t.encryption.is_empty() { "?" } else { &t.encryption },
@@ -97,6 +95,18 @@ pub fn closing(report: &Report) -> String {
         let _ = writeln!(out, "  note        {note}");
     }
     out
+}
+
+/// By what the source sent.
+fn sender(t: &Transport) -> String {
+    match &t.fallback {
+        Some(reason) => format!("{} ({reason})", t.mode),
+        None if t.xdp_mode == "none" => t.mode.clone(),
+        None => {
+            let copy = if t.zero_copy { "zero-copy" } else { "copy mode" };
+            format!("{}, XDP {}, {copy}", t.mode, t.xdp_mode)
+        }
+    }
 }
 
 /// How frames fared; by lane and queue where there are several.

@@ -1,16 +1,13 @@
-//! What encryption costs: the page stream's sealing in memory by one core, and whole migrations by cipher.
+//! What encryption costs whole migrations, by cipher. What it costs one core in memory says
+//! `cargo bench -p migrate-user --bench protection`.
 
-use std::{fs, time::Instant};
+use std::fs;
 
 use anyhow::{Context, Result};
-use migrate_common::wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, TAG_LEN};
-use xferry::datapath::{Cipher, Datagram, FramePath, Opener, Protection, Sealer, Secret};
 
 use super::{Figures, table::median};
 use crate::lab::Host;
 
-/// Bytes that each measurement in memory seals and opens.
-const SEALED: usize = 2 << 30;
 /// Clock ticks of `/proc/PID/stat` in a second (`USER_HZ`, 100 on every Linux that this runs on).
 const TICKS: f64 = 100.0;
 
@@ -18,27 +15,14 @@ const TICKS: f64 = 100.0;
 pub(super) struct Guarding {
     pub name: &'static str,
     pub settings: &'static str,
-    cipher: Option<Cipher>,
 }
 
 /// All of them; the first is what the others are compared with.
 pub(super) const ALL: [Guarding; 4] = [
-    Guarding { name: "CRC32C (off)", settings: "encryption = \"off\"", cipher: None },
-    Guarding {
-        name: "aes-128-gcm",
-        settings: "ciphers = [\"aes-128-gcm\"]",
-        cipher: Some(Cipher::Aes128Gcm),
-    },
-    Guarding {
-        name: "aes-256-gcm",
-        settings: "ciphers = [\"aes-256-gcm\"]",
-        cipher: Some(Cipher::Aes256Gcm),
-    },
-    Guarding {
-        name: "chacha20-poly1305",
-        settings: "ciphers = [\"chacha20-poly1305\"]",
-        cipher: Some(Cipher::ChaCha20Poly1305),
-    },
+    Guarding { name: "CRC32C (off)", settings: "encryption = \"off\"" },
+    Guarding { name: "aes-128-gcm", settings: "ciphers = [\"aes-128-gcm\"]" },
+    Guarding { name: "aes-256-gcm", settings: "ciphers = [\"aes-256-gcm\"]" },
+    Guarding { name: "chacha20-poly1305", settings: "ciphers = [\"chacha20-poly1305\"]" },
 ];
 
 /// One migration, and what the agents worked for it.
@@ -46,56 +30,6 @@ pub(super) struct Cost {
     pub figures: Figures,
     /// Processor time of the agents of source and destination, s.
     pub cpu: [f64; 2],
-}
-
-/// Prints what one core seals and opens, in frames of `pages` whole pages.
-pub(super) fn in_memory(pages: usize) -> Result<()> {
-    println!("in memory, one core, frames of {pages} pages, GiB/s:");
-    for guarding in &ALL {
-        let (sealed, opened) = rates(guarding, pages)?;
-        println!("  {:<18} completing {sealed:>6.2}   checking {opened:>6.2}", guarding.name);
-    }
-    Ok(())
-}
-
-fn rates(guarding: &Guarding, pages: usize) -> Result<(f64, f64)> {
-    let secret = Secret::new([7; 32]);
-    let protection = Protection::agreed(guarding.cipher, Some(&secret), 1)?;
-    // The guard's cost alone: no headers of the network.
-    let path = FramePath::bare();
-    let payload = pages * migrate_common::PAGE_SIZE;
-    let mut buffer = vec![0xa5; HEADER_LEN + pages * DESCRIPTOR_LEN + payload + TAG_LEN];
-    let header = |sequence| FrameHeader {
-        kind: FrameKind::Pages,
-        descriptors: pages as u16,
-        session: 1,
-        epoch: 1,
-        lane: 0,
-        sequence,
-        guard: Guard::Checksum,
-        payload: payload as u32,
-        checksum: 0,
-    };
-    let rounds = (SEALED / payload) as u32;
-    let gib = f64::from(rounds) * payload as f64 / f64::from(1 << 30);
-    let mut sealer = Sealer::new(protection.clone());
-    let begun = Instant::now();
-    let mut len = 0;
-    for sequence in 0..rounds {
-        len = sealer.complete(&mut buffer, &path, header(sequence))?;
-    }
-    let sealed = gib / begun.elapsed().as_secs_f64();
-    // As a NIC leaves a frame: in buffers of 4 KiB less the kernel's 256 bytes.
-    let pieces: Vec<&[u8]> = buffer[..len].chunks(4096 - 256).collect();
-    let datagram = Datagram::bare(&pieces);
-    let mut opener = Opener::new(protection);
-    let begun = Instant::now();
-    for _ in 0..rounds {
-        let header = datagram.header()?;
-        let opened = opener.open(&datagram, header, |frame| std::hint::black_box(frame.descriptors().len()));
-        opened.ok().context("a frame does not open")?;
-    }
-    Ok((sealed, gib / begun.elapsed().as_secs_f64()))
 }
 
 /// Processor time that the agent of a host has used, s.

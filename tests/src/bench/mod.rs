@@ -5,6 +5,7 @@ mod ciphers;
 mod link;
 mod qemu;
 mod table;
+mod transport;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -43,9 +44,12 @@ pub struct Args {
     /// Runs of each; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: u32,
-    /// Instead: what each way of guarding pages costs, in memory and in migrations
+    /// Instead: what each way of guarding pages costs migrations
     #[arg(long)]
     ciphers: bool,
+    /// Compare AF_XDP and UDP sockets at either end with each other, and with nobody else
+    #[arg(long, conflicts_with_all = ["json", "ciphers"])]
+    transports: bool,
     /// Write rows and all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -71,8 +75,13 @@ pub fn main(args: &Args) -> ExitCode {
         eprintln!("bench: {reason}");
         return ExitCode::FAILURE;
     }
-    let measured =
-        if args.ciphers { measure_ciphers(args) } else { run(args).map(|table| print!("{table}")) };
+    let measured = if args.ciphers {
+        measure_ciphers(args)
+    } else if args.transports {
+        set_up(args).and_then(|(lab, config)| transport::compare(&lab, &config, args.runs))
+    } else {
+        run(args).map(|table| print!("{table}"))
+    };
     match measured {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -110,8 +119,6 @@ fn set_up(args: &Args) -> Result<(Lab, VmConfig)> {
 }
 
 fn measure_ciphers(args: &Args) -> Result<()> {
-    ciphers::in_memory(2)?;
-    ciphers::in_memory(15)?;
     let (lab, config) = set_up(args)?;
     // Not counted, as below.
     xferry(&lab, &config, "")?;

@@ -42,6 +42,14 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub queues: u32,
 
+    /// By what frames get on and off the migration NICs; udp-a and udp-b are host-a or host-b alone
+    #[arg(long, value_enum, default_value_t = Transports::AfXdp)]
+    pub transport: Transports,
+
+    /// IPv6 on the migration network
+    #[arg(long)]
+    pub ipv6: bool,
+
     /// What is wrong with the migration network: loss=1%,burst=1%x8,reorder=1%,dup=1%,corrupt=1%,delay=2ms,rate=100
     /// (MiB/s),queue=64 (frames),seed=7,only=a-b; any of them
     #[arg(long, value_name = "FAULTS", conflicts_with = "keep")]
@@ -120,6 +128,31 @@ impl AccelChoice {
     }
 }
 
+/// `--transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transports {
+    /// AF_XDP on both hosts.
+    AfXdp,
+    /// UDP sockets on host-a.
+    UdpA,
+    /// UDP sockets on host-b.
+    UdpB,
+    /// UDP sockets on both.
+    Udp,
+}
+
+impl Transports {
+    /// `[migration] transport` of host-a and host-b.
+    pub const fn each(self) -> [&'static str; 2] {
+        match self {
+            Self::AfXdp => ["af-xdp", "af-xdp"],
+            Self::UdpA => ["udp", "af-xdp"],
+            Self::UdpB => ["af-xdp", "udp"],
+            Self::Udp => ["udp", "udp"],
+        }
+    }
+}
+
 /// `--verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Verify {
@@ -154,6 +187,9 @@ mod tests {
     fn defaults_are_those_of_the_readme() {
         let args = Args::parse_from(["demo"]);
         assert_eq!((args.memory, args.working_set, args.mtu, args.repeat), (512, 64, 9000, 1));
+        assert_eq!(args.transport.each(), ["af-xdp", "af-xdp"]);
+        let mixed = Args::parse_from(["demo", "--transport", "udp-b", "--ipv6"]);
+        assert_eq!((mixed.transport.each(), mixed.ipv6), (["af-xdp", "udp"], true));
         assert!(Args::try_parse_from(["demo", "--mtu", "1400"]).is_err());
         assert!(Args::try_parse_from(["demo", "--wire", "loss=1%,reorder=0.5%"]).is_ok());
         assert!(Args::try_parse_from(["demo", "--wire", "loss=200%"]).is_err());

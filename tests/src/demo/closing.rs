@@ -59,6 +59,9 @@ fn transport(report: &Report) -> String {
         None => "copy mode unknown",
     };
     let mtu = report.count("/transport/mtu").map_or_else(|| "?".to_owned(), |mtu| mtu.to_string());
+    if text("/transport/mode") == "udp" {
+        return format!("udp, MTU {mtu}; receiver {}", text("/transport/receiver"));
+    }
     format!("{}, XDP {}, {zero_copy}, MTU {mtu}", text("/transport/mode"), text("/transport/xdp-mode"))
 }
 

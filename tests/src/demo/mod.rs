@@ -102,6 +102,8 @@ fn lab_config(args: &Args) -> LabConfig {
     let default = LabConfig::default();
     LabConfig {
         insecure: false,
+        transport: args.transport.each(),
+        ipv6: args.ipv6,
         prefix: args.prefix.clone(),
         mtu: args.mtu,
         queues: args.queues,

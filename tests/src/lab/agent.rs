@@ -37,6 +37,7 @@ struct Control {
 struct Migration {
     interface: &'static str,
     port: u16,
+    transport: &'static str,
 }
 
 /// The agent's API socket under its host's directory.
@@ -52,6 +53,8 @@ pub(super) struct Words<'a> {
     pub insecure: bool,
     /// About encrypting pages.
     pub encryption: Option<Encryption>,
+    /// By what frames get on and off the NIC.
+    pub transport: &'static str,
 }
 
 /// The configuration (TOML) of the agent on `side`.
@@ -66,7 +69,7 @@ pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path, words: &Word
         encryption: words.encryption.and_then(Encryption::value),
         pki_dir: pki::dir(host_dir),
         control: Control { listen: control(side) },
-        migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT },
+        migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT, transport: words.transport },
         peers: BTreeMap::from([(side.other().name(), control(side.other()))]),
         limits: words.limits.iter().copied().collect(),
     };
@@ -79,13 +82,14 @@ mod tests {
 
     #[test]
     fn peers_point_at_each_other() {
-        let words = Words { limits: &[("hello", 7)], insecure: false, encryption: None };
+        let words = Words { limits: &[("hello", 7)], insecure: false, encryption: None, transport: "udp" };
         let config = |side, dir: &str| config(side, Path::new(dir), &Path::new(dir).join("state"), &words);
         let a: toml::Table = config(Side::A, "/run/a").unwrap().parse().unwrap();
         let b: toml::Table = config(Side::B, "/run/b").unwrap().parse().unwrap();
         assert_eq!(a["peers"]["host-b"], b["control"]["listen"]);
         assert_eq!(b["peers"]["host-a"], a["control"]["listen"]);
         assert_eq!(a["migration"]["interface"].as_str(), Some("mig0"));
+        assert_eq!(a["migration"]["transport"].as_str(), Some("udp"));
         assert_eq!(a["state-dir"].as_str(), Some("/run/a/state"));
         assert_eq!(a["pki-dir"].as_str(), Some("/run/a/pki"));
         assert_eq!(a["limits"]["hello"].as_integer(), Some(7));

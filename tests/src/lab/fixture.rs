@@ -39,7 +39,7 @@ impl Fixture {
                     .iter()
                     .try_for_each(|&side| disk::mount(&fixture.layout.state_dir(side), bytes))?;
             }
-            topology::build(&fixture.layout, config.mtu, config.queues)
+            topology::build(&fixture.layout, config.migration_network())
         });
         if let Err(error) = built {
             return match fixture.remove() {

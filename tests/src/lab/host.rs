@@ -40,6 +40,7 @@ pub struct Host {
     limits: Vec<(&'static str, u64)>,
     insecure: bool,
     encryption: Option<Encryption>,
+    transport: &'static str,
     lifetime: Lifetime,
     /// What the agent is started by: a program and its arguments that become the agent.
     launcher: Mutex<Vec<String>>,
@@ -69,6 +70,7 @@ impl Host {
             limits: config.limits.clone(),
             insecure: config.insecure,
             encryption: config.encryption,
+            transport: config.transport[usize::from(side == Side::B)],
             lifetime,
             launcher: Mutex::default(),
             agent: Mutex::new(None),
@@ -129,6 +131,14 @@ impl Host {
         self.start_agent_by(&(self.agent_config()? + more))
     }
 
+    /// The same with another `[migration] transport` than the lab's.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_on(&self, transport: &'static str) -> Result<()> {
+        self.start_agent_by(&self.config_with(transport)?)
+    }
+
     /// The same by a configuration (TOML) of the caller's.
     ///
     /// # Errors
@@ -179,8 +189,16 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        let words =
-            agent::Words { limits: &self.limits, insecure: self.insecure, encryption: self.encryption };
+        self.config_with(self.transport)
+    }
+
+    fn config_with(&self, transport: &'static str) -> Result<String> {
+        let words = agent::Words {
+            limits: &self.limits,
+            insecure: self.insecure,
+            encryption: self.encryption,
+            transport,
+        };
         agent::config(self.side, &self.dir(), &self.state_dir(), &words)
     }
 

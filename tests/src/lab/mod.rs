@@ -83,6 +83,10 @@ pub struct LabConfig {
     /// Whether the migration network is a switch with a third host at it; see [`crate::intruder`]. Not together with
     /// `wire`. Needs ethtool.
     pub intruder: bool,
+    /// `[migration] transport` of host-a and host-b: `auto`, `af-xdp`, `udp`.
+    pub transport: [&'static str; 2],
+    /// Whether the migration NICs have IPv6 addresses, and none of IPv4.
+    pub ipv6: bool,
     /// Whether the agents go without certificates.
     pub insecure: bool,
     /// What the agents are told about encrypting pages; `None` is nothing.
@@ -105,6 +109,9 @@ impl Default for LabConfig {
             limits: Vec::new(),
             wire: None,
             intruder: false,
+            // Whatever falls back is to be seen.
+            transport: ["af-xdp"; 2],
+            ipv6: false,
             insecure: false,
             encryption: None,
             keep: false,
@@ -124,6 +131,10 @@ impl LabConfig {
     #[must_use]
     pub fn encryption(self, encryption: Encryption) -> Self {
         Self { encryption: Some(encryption), ..self }
+    }
+
+    fn migration_network(&self) -> topology::MigrationNetwork {
+        topology::MigrationNetwork { mtu: self.mtu, queues: self.queues, ipv6: self.ipv6 }
     }
 
     /// A lab with a prefix of its own, so that tests may run side by side.
@@ -200,8 +211,8 @@ impl Lab {
         if let Some(wire) = lab.config.wire {
             lab.wire = Some(lab.interpose_wire(&wire)?);
         } else if lab.config.intruder {
-            let (mtu, queues) = (lab.config.mtu, lab.config.queues);
-            lab.fixture.while_up(|| topology::admit_intruder(lab.layout(), mtu, queues))?;
+            let network = lab.config.migration_network();
+            lab.fixture.while_up(|| topology::admit_intruder(lab.layout(), network))?;
         }
         Ok(lab)
     }
@@ -222,16 +233,16 @@ impl Lab {
     /// # Errors
     /// If the cables cannot be changed.
     pub fn interpose_switch(&self, path_mtu: u32) -> Result<()> {
-        let (mtu, queues) = (self.config.mtu, self.config.queues);
-        self.fixture.while_up(|| topology::interpose_switch(self.layout(), mtu, queues, path_mtu))
+        let network = self.config.migration_network();
+        self.fixture.while_up(|| topology::interpose_switch(self.layout(), network, path_mtu))
     }
 
     /// Puts a relay between the migration NICs. Agents and VMs must not have been started.
     fn interpose_wire(&self, wire: &WireConfig) -> Result<Wire> {
-        let (mtu, queues) = (self.config.mtu, self.config.queues);
+        let network = self.config.migration_network();
         self.fixture.while_up(|| {
-            topology::lead_through_switch(self.layout(), mtu, queues)?;
-            Wire::start(self.layout(), mtu, wire)
+            topology::lead_through_switch(self.layout(), network)?;
+            Wire::start(self.layout(), network.mtu, wire)
         })
     }
 

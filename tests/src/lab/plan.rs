@@ -1,7 +1,7 @@
 //! The lab's address plan: what is called how, and who has which address.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// One of the two hosts between which the VM moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +51,11 @@ impl Side {
     /// Address of [`MIGRATION_NIC`].
     pub const fn migration_ip(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 0, self.number())
+    }
+
+    /// Address of [`MIGRATION_NIC`] where that has one of IPv6 (a unique local one, RFC 4193).
+    pub const fn migration_ip6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, self.number() as u16)
     }
 
     /// Address of [`MANAGEMENT_NIC`].

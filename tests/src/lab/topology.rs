@@ -16,20 +16,51 @@ use super::plan::{
 /// A bridge that forwards at once and learns, and does nothing by itself.
 const BRIDGE_OPTIONS: &str = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
 
+/// What the migration NICs are like.
+#[derive(Clone, Copy)]
+pub(super) struct MigrationNetwork {
+    /// Bytes.
+    pub mtu: u32,
+    /// Receive and transmit queues of each.
+    pub queues: u32,
+    /// IPv6 addresses, and none of IPv4.
+    pub ipv6: bool,
+}
+
+impl MigrationNetwork {
+    /// Options of the cable, or of one of two.
+    fn options(self) -> String {
+        let Self { mtu, queues, .. } = self;
+        format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}")
+    }
+
+    /// Gives a host's NIC its address.
+    fn address(self, namespace: &str, side: Side) -> Result<()> {
+        if !self.ipv6 {
+            return address(namespace, MIGRATION_NIC, &side.migration_ip().to_string());
+        }
+        netns::inside(namespace, || {
+            let path = format!("/proc/sys/net/ipv6/conf/{MIGRATION_NIC}/disable_ipv6");
+            fs::write(&path, "0").with_context(|| format!("writing {path}"))
+        })?;
+        let ip6 = side.migration_ip6();
+        ip(&format!("-n {namespace} address add {ip6}/64 dev {MIGRATION_NIC} nodad"))
+    }
+}
+
 /// Makes everything. Whoever calls it removes it, also when only a part was made.
-pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+pub(super) fn build(layout: &Layout, migration: MigrationNetwork) -> Result<()> {
     for name in layout.namespaces().iter().filter(|&name| *name != layout.intruder()) {
         namespace(name)?;
     }
     let (a, b) = (layout.namespace(Side::A), layout.namespace(Side::B));
-    let migration = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
-    cable((&a, MIGRATION_NIC), (&b, MIGRATION_NIC), &migration)?;
+    cable((&a, MIGRATION_NIC), (&b, MIGRATION_NIC), &migration.options())?;
     cable((&a, MANAGEMENT_NIC), (&b, MANAGEMENT_NIC), "")?;
 
     let switch = layout.switch();
     ip(&format!("-n {switch} link add {SWITCH_BRIDGE} {BRIDGE_OPTIONS}"))?;
     for side in Side::BOTH {
-        host(&layout.namespace(side), side, &switch)?;
+        host(&layout.namespace(side), side, migration, &switch)?;
     }
     let client = layout.client();
     cable((&switch, CLIENT_PORT), (&client, CLIENT_NIC), "")?;
@@ -40,9 +71,9 @@ pub(super) fn build(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
 
 /// Puts a switch between the migration NICs, which so far are one cable's ends. Its port to host-b takes packets of
 /// `path_mtu` at most, whatever the NICs' own MTU is.
-pub(super) fn interpose_switch(layout: &Layout, mtu: u32, queues: u32, path_mtu: u32) -> Result<()> {
+pub(super) fn interpose_switch(layout: &Layout, migration: MigrationNetwork, path_mtu: u32) -> Result<()> {
     let switch = layout.switch();
-    lead_through_switch(layout, mtu, queues)?;
+    lead_through_switch(layout, migration)?;
     ip(&format!("-n {switch} link add {MIGRATION_BRIDGE} {BRIDGE_OPTIONS}"))?;
     for side in Side::BOTH {
         attach(&switch, side.migration_port(), MIGRATION_BRIDGE)?;
@@ -53,9 +84,10 @@ pub(super) fn interpose_switch(layout: &Layout, mtu: u32, queues: u32, path_mtu:
 
 /// Joins the migration NICs by a switch that hands the intruder, at a port of its own, every frame of both directions, as
 /// one does that somebody has taken over. It learns nothing, so that a forged source address turns nothing away.
-pub(super) fn admit_intruder(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+pub(super) fn admit_intruder(layout: &Layout, migration: MigrationNetwork) -> Result<()> {
+    let mtu = migration.mtu;
     let (switch, intruder) = (layout.switch(), layout.intruder());
-    interpose_switch(layout, mtu, queues, mtu)?;
+    interpose_switch(layout, migration, mtu)?;
     namespace(&intruder)?;
     cable((&switch, INTRUDER_PORT), (&intruder, INTRUDER_NIC), &format!("mtu {mtu}"))?;
     attach(&switch, INTRUDER_PORT, MIGRATION_BRIDGE)?;
@@ -79,20 +111,19 @@ fn namespace(name: &str) -> Result<()> {
 
 /// Replaces the cable between the migration NICs by one from each to a port of its own in the switch, where nothing
 /// joins them yet.
-pub(super) fn lead_through_switch(layout: &Layout, mtu: u32, queues: u32) -> Result<()> {
+pub(super) fn lead_through_switch(layout: &Layout, migration: MigrationNetwork) -> Result<()> {
     ip(&format!("-n {} link delete {MIGRATION_NIC}", layout.namespace(Side::A)))?;
-    let options = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
     for side in Side::BOTH {
         let namespace = layout.namespace(side);
-        cable((&namespace, MIGRATION_NIC), (&layout.switch(), side.migration_port()), &options)?;
-        address(&namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+        cable((&namespace, MIGRATION_NIC), (&layout.switch(), side.migration_port()), &migration.options())?;
+        migration.address(&namespace, side)?;
     }
     Ok(())
 }
 
 /// A host's own part: addresses, its bridge with the VM's tap, and the uplink to the switch.
-fn host(namespace: &str, side: Side, switch: &str) -> Result<()> {
-    address(namespace, MIGRATION_NIC, &side.migration_ip().to_string())?;
+fn host(namespace: &str, side: Side, migration: MigrationNetwork, switch: &str) -> Result<()> {
+    migration.address(namespace, side)?;
     address(namespace, MANAGEMENT_NIC, &side.management_ip().to_string())?;
     ip(&format!("-n {namespace} link add {BRIDGE} {BRIDGE_OPTIONS}"))?;
     cable((namespace, UPLINK), (switch, side.switch_port()), "")?;

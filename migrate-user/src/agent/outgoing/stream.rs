@@ -6,13 +6,13 @@ use std::sync::{
 };
 
 use crate::{
-    agent::port::LeasedSink,
+    agent::link::LaneSink,
     datapath::{FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
     memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
     migration::{MigrationError, PageStream, RoundSent},
 };
 
-pub(super) type Lane = LaneSender<LeasedSink, FeedbackSocket>;
+pub(super) type Lane = LaneSender<LaneSink, FeedbackSocket>;
 
 /// The page stream over this host's send queues, a thread for each.
 pub(super) struct OutgoingStream {

@@ -1,7 +1,7 @@
 //! NICs of the VM, and the migration network.
 
 use super::{Check, DestinationFacts, Finding, Hosts, SourceFacts};
-use crate::preflight::NicFacts;
+use crate::{network::Transport, preflight::NicFacts};
 
 pub(super) fn compare(source: &SourceFacts, destination: &DestinationFacts) -> Vec<Finding> {
     let hosts = Hosts { source: &source.host.name, destination: &destination.host.name };
@@ -58,10 +58,26 @@ fn uplinks(hosts: Hosts<'_>, source: &SourceFacts, destination: &DestinationFact
 
 fn xdp(hosts: Hosts<'_>, source: &NicFacts, destination: &NicFacts) -> Finding {
     let describe = |nic: &NicFacts| {
+        if nic.transport == Transport::Udp {
+            return format!("{} UDP sockets, {} queue(s)", nic.name, nic.queues);
+        }
         let copy = if nic.zero_copy { "zero-copy" } else { "copy mode" };
         let buffers = if nic.multi_buffer { "" } else { ", single buffer" };
         format!("{} {}, {copy}{buffers}, {} queue(s)", nic.name, nic.xdp_mode, nic.queues)
     };
+    let both = [(hosts.source, source), (hosts.destination, destination)];
+    let fallen = both.iter().filter_map(|(host, nic)| {
+        let reason = nic.fallback.as_ref()?;
+        Some(format!("the migration NIC of {host} uses UDP sockets: {reason}"))
+    });
+    let found: Vec<String> = fallen.collect();
+    if !found.is_empty() {
+        return Finding::warning(
+            Check::Xdp,
+            found.join("; "),
+            "UDP sockets are slower than AF_XDP: mend that and restart the agent there, or set [migration] transport = \"udp\"",
+        );
+    }
     let found = hosts.both(describe(source), describe(destination));
     if source.xdp_mode == "generic" || destination.xdp_mode == "generic" {
         return Finding::warning(
@@ -135,6 +151,17 @@ mod tests {
     fn generic_xdp_is_slow() {
         let slow = found(Check::Xdp, |_, b, _| b.host.nic.xdp_mode = "generic".into());
         says(&slow, Verdict::Warning, &["driver", "generic", "slow"]);
+    }
+
+    #[test]
+    fn udp_sockets_are_told_and_their_reason_warned_of() {
+        let wanted = found(Check::Xdp, |a, _, _| a.host.nic.transport = Transport::Udp);
+        says(&wanted, Verdict::Good, &["mig0 UDP sockets, 2 queue(s) on host-a", "driver"]);
+        let fallen = found(Check::Xdp, |_, b, _| {
+            b.host.nic.transport = Transport::Udp;
+            b.host.nic.fallback = Some("mig0 already has an XDP program".into());
+        });
+        says(&fallen, Verdict::Warning, &["host-b uses UDP sockets: mig0 already has", "restart the agent"]);
     }
 
     #[test]

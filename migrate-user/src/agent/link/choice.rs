@@ -1,0 +1,69 @@
+//! Which link it becomes.
+
+use crate::{
+    agent::{
+        AgentError,
+        config::{MigrationConfig, TransportChoice},
+        patiently,
+        port::Port,
+    },
+    migration::MigrationError,
+    network::{NetworkError, Transport},
+};
+
+/// Takes the NIC as configured: by AF_XDP where it can be had, else by UDP sockets, which know why.
+///
+/// # Errors
+/// What is in the way, with a remedy.
+pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port, AgentError> {
+    let open = async |transport, reason: Option<&str>| {
+        patiently(|| Port::open(config, transport, reason.map(str::to_owned))).await
+    };
+    match config.transport {
+        TransportChoice::AfXdp => open(Transport::AfXdp, None).await,
+        TransportChoice::Udp => open(Transport::Udp, None).await,
+        TransportChoice::Auto => match open(Transport::AfXdp, None).await {
+            Err(error) if denies_af_xdp(&error) => {
+                let reason = error.to_string();
+                tracing::warn!(
+                    interface = config.interface,
+                    reason,
+                    "AF_XDP cannot be had: UDP sockets are used, which is slower; restart the agent once that is mended"
+                );
+                open(Transport::Udp, Some(&reason)).await
+            }
+            other => other,
+        },
+    }
+}
+
+/// Whether an error is about AF_XDP or XDP, and nothing that UDP sockets need too.
+fn denies_af_xdp(error: &AgentError) -> bool {
+    matches!(
+        error,
+        AgentError::Migration(
+            MigrationError::Xsk(_)
+                | MigrationError::Network(NetworkError::Occupied(_) | NetworkError::Xdp { .. })
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xsk::XskError;
+
+    #[test]
+    fn only_what_udp_can_mend_is_fallen_back_from() {
+        let xdp = |error: NetworkError| AgentError::Migration(error.into());
+        assert!(denies_af_xdp(&xdp(NetworkError::Occupied("mig0".into()))));
+        let problem = "Operation not permitted".to_owned();
+        assert!(denies_af_xdp(&xdp(NetworkError::Xdp { interface: "mig0".into(), step: "load", problem })));
+        let source = rustix::io::Errno::AFNOSUPPORT;
+        let system = XskError::System { operation: "creation", interface: "mig0".into(), queue: 0, source };
+        assert!(denies_af_xdp(&AgentError::Migration(system.into())));
+        assert!(!denies_af_xdp(&xdp(NetworkError::NoCarrier("mig0".into()))));
+        assert!(!denies_af_xdp(&xdp(NetworkError::NoInterface("mig0".into()))));
+        assert!(!denies_af_xdp(&AgentError::Host("MTU".into())));
+    }
+}

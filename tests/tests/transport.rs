@@ -1,0 +1,162 @@
+//! AF_XDP at one end, UDP sockets at the other, or at both: the frames are the same.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use xferry_lab::guest::GuestKind;
+use xferry_lab::lab::plan::MIGRATION_NIC;
+use xferry_lab::lab::{Host, LabConfig, Report, Side, wait_for};
+use xferry_lab::scenario::{Scenario, Workload, bare, ip, skipped, status};
+use xferry_lab::wire::{Faults, WireConfig};
+
+/// Every page is compared before the VM runs at the other end.
+const OPTIONS: [&str; 3] = ["--verify=full", "--downtime-limit", "2000"];
+const WORKLOAD: Workload = Workload { mib: 32, rate: 2000 };
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn scenario(lab: LabConfig) -> Scenario {
+    Scenario::started(lab, bare(WORKLOAD).unwrap()).unwrap()
+}
+
+/// The VM goes there and back with equal digests, and all frames of it are let in and find room.
+fn there_and_back(lab: LabConfig) -> [Report; 2] {
+    let (transport, mtu) = (lab.transport, lab.mtu);
+    let scenario = scenario(lab);
+    Side::BOTH.map(|source| {
+        let report = scenario.expect_migrates(source, &OPTIONS).unwrap();
+        let (from, to) = match source {
+            Side::A => (transport[0], transport[1]),
+            Side::B => (transport[1], transport[0]),
+        };
+        told(&report, from, to);
+        assert_eq!(report.count("/transport/mtu"), Some(mtu.into()));
+        let port = &status(scenario.lab.host(source.other())).unwrap()["port"];
+        assert_eq!(port["transport"], to);
+        assert_eq!(port["xdp-mode"].as_str(), (to == "af-xdp").then_some("driver"), "{port}");
+        let dropped = port["drops"].as_array().unwrap().iter().map(|drop| drop["frames"].as_u64().unwrap());
+        assert_eq!((dropped.sum(), port["no-buffer"].as_u64()), (0, Some(0)), "{port}");
+        report
+    })
+}
+
+/// Both ends say what they use.
+fn told(report: &Report, from: &str, to: &str) {
+    let text = |pointer| report.text(pointer).unwrap_or_default();
+    let (mode, xdp) = if from == "udp" { ("udp", "none") } else { ("af-xdp staged", "driver") };
+    assert_eq!((text("/transport/mode"), text("/transport/xdp-mode")), (mode, xdp), "{:#}", report.0);
+    let receiver = if to == "udp" { "UDP sockets on mig0" } else { "AF_XDP on mig0" };
+    assert!(text("/transport/receiver").contains(receiver), "{:#}", report.0);
+}
+
+#[test]
+fn mixed_at_every_mtu() {
+    if skipped("mixed_at_every_mtu", GuestKind::Bare) {
+        return;
+    }
+    for mtu in [1500, 9000, 65535] {
+        there_and_back(LabConfig { mtu, transport: ["af-xdp", "udp"], ..LabConfig::for_test() });
+    }
+}
+
+#[test]
+fn udp_at_both_ends() {
+    if skipped("udp_at_both_ends", GuestKind::Bare) {
+        return;
+    }
+    for (mtu, queues) in [(1500, 1), (9000, 2), (65535, 1)] {
+        let lab = LabConfig { mtu, queues, transport: ["udp"; 2], ..LabConfig::for_test() };
+        for report in there_and_back(lab) {
+            assert_eq!(report.count("/transport/lanes"), Some(queues.into()));
+        }
+    }
+}
+
+/// AF_XDP leaves the UDP checksum away, which a socket must have asked for.
+#[test]
+fn ipv6() {
+    if skipped("ipv6", GuestKind::Bare) {
+        return;
+    }
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        println!("skipped: ipv6: this kernel has no IPv6");
+        return;
+    }
+    for (mtu, transport) in
+        [(1500, ["af-xdp", "udp"]), (9000, ["af-xdp", "af-xdp"]), (9000, ["af-xdp", "udp"])]
+    {
+        there_and_back(LabConfig { mtu, transport, ipv6: true, ..LabConfig::for_test() });
+    }
+}
+
+#[test]
+fn bad_wire() {
+    if skipped("bad_wire", GuestKind::Bare) {
+        return;
+    }
+    let faults = Faults { loss: 0.01, duplicate: 0.01, reorder: 0.01, ..Faults::default() };
+    for transport in [["udp", "udp"], ["af-xdp", "udp"]] {
+        let wire = Some(WireConfig::both(faults));
+        let scenario = scenario(LabConfig { wire, transport, ..LabConfig::for_test() });
+        for source in Side::BOTH {
+            let report = scenario.expect_migrates(source, &OPTIONS).unwrap();
+            let lanes = report.get("/stream/lanes").unwrap().as_array().unwrap();
+            assert!(lanes[0]["lost"].as_u64().unwrap() > 0, "{:#}", report.0);
+        }
+    }
+}
+
+/// Where AF_XDP cannot be had, the agent says so everywhere, and works.
+#[test]
+fn falls_back_with_a_reason() {
+    if skipped("falls_back_with_a_reason", GuestKind::Bare) {
+        return;
+    }
+    const REASON: &str = "mig0 already has an XDP program";
+    let lab = LabConfig { transport: ["auto"; 2], ..LabConfig::for_test() };
+    let scenario = Scenario::new(lab, bare(WORKLOAD).unwrap()).unwrap();
+    let (a, b) = (&scenario.lab.a, &scenario.lab.b);
+    // Somebody's program, which lets our frames pass.
+    let mut loader = b.xferry_started(&["load", MIGRATION_NIC, "--port", "9"]).unwrap();
+    wait_for("the program", LIMIT, || {
+        loader.expect_running()?;
+        Ok(ip(&b.namespace(), &format!("link show dev {MIGRATION_NIC}"))?.contains("xdp").then_some(()))
+    })
+    .unwrap();
+    scenario.start_agents().unwrap();
+    scenario.boot().unwrap();
+    assert_eq!(port(a)["transport"], "af-xdp");
+    let there = port(b);
+    assert_eq!((&there["transport"], &there["xdp-mode"]), (&"udp".into(), &Value::Null), "{there}");
+    assert!(there["fallback"].as_str().unwrap().contains(REASON), "{there}");
+    let text = b.xferry(&["status"], LIMIT).unwrap().stdout;
+    assert!(text.contains("UDP sockets") && text.contains(&format!("NO AF_XDP: {REASON}")), "{text}");
+
+    let note = format!("the migration NIC of host-b uses UDP sockets: {REASON}");
+    let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+    told(&report, "af-xdp", "udp");
+    let notes = report.get("/notes").unwrap().to_string();
+    assert!(notes.contains(&note), "{notes}");
+    let report = scenario.expect_migrates(Side::B, &OPTIONS).unwrap();
+    told(&report, "udp", "af-xdp");
+    assert!(
+        report.text("/transport/fallback").is_some_and(|reason| reason.contains(REASON)),
+        "{:#}",
+        report.0
+    );
+    let text = b.xferry(&["report"], LIMIT).unwrap().stdout;
+    assert!(text.contains(&format!("udp ({REASON}")), "{text}");
+    let check = a.xferry(&["check", "demo", "--to", "host-b"], LIMIT).unwrap();
+    assert!(check.stdout.contains(&note), "{}{}", check.stdout, check.stderr);
+
+    // An agent that is started again finds the NIC free.
+    loader.kill();
+    b.kill_agent();
+    b.start_agent().unwrap();
+    assert_eq!((&port(b)["transport"], &port(b)["fallback"]), (&"af-xdp".into(), &Value::Null));
+    scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+}
+
+fn port(host: &Host) -> Value {
+    status(host).unwrap()["port"].clone()
+}
