@@ -1,5 +1,9 @@
 //! Frames of the page stream through the real receiver into a small guest.
 
+#[cfg(test)]
+mod mutants;
+mod reference;
+
 use std::{
     cell::RefCell,
     sync::{
@@ -11,9 +15,10 @@ use std::{
 use migrate_common::{
     PAGE_SIZE,
     locate::datagram,
-    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, HEADER_LEN, PageDescriptor},
+    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, HEADER_LEN},
 };
 
+use self::reference::{Reference, Sent};
 use super::PORT;
 use crate::{
     datapath::{
@@ -28,6 +33,8 @@ use crate::{
 const PAGES: [u64; 2] = [3, 5];
 /// Pages of each file behind its backend: whoever writes there wrote too far.
 const BEYOND: u64 = 2;
+/// Lanes of the page stream.
+const LANES: u16 = 64;
 const SESSION: u64 = 0x5e55_1011;
 /// What every page holds at first.
 const CANARY: u8 = 0xa5;
@@ -35,15 +42,45 @@ const CANARY: u8 = 0xa5;
 /// Kept from input to input: mapping memory takes longer than all of the rest.
 struct Guest {
     inbound: Arc<Inbound>,
-    /// What each file should hold.
-    expected: Vec<Vec<u8>>,
+    reference: Reference,
 }
 
 struct Check;
 
 impl FeedbackTx for Check {
     fn send(&self, feedback: Feedback) {
-        assert!(feedback.session == SESSION && feedback.lane < 64 && feedback.seen > 0);
+        assert!(feedback.session == SESSION && feedback.lane < LANES && feedback.seen > 0);
+    }
+}
+
+/// What is looked at: the real receiver, or in tests one that is wrong.
+trait Receives {
+    /// Whether it took the frame, which came as `packet` and says `sent`.
+    fn take(&mut self, packet: &Packet<'_>, sent: &Sent) -> bool;
+    fn close(&mut self, epoch: u32);
+}
+
+struct Real(SessionReceiver);
+
+impl Receives for Real {
+    fn take(&mut self, packet: &Packet<'_>, _: &Sent) -> bool {
+        let taken = |receiver: &SessionReceiver| {
+            let counter: &AtomicU64 = &receiver.inbound().counters().frames;
+            counter.load(Ordering::Relaxed)
+        };
+        let before = taken(&self.0);
+        if let Ok(frame) = checked_frame(packet, PORT) {
+            self.0.handle(&frame);
+        }
+        self.0.feedback(true);
+        assert!(self.0.inbound().take_failure().is_none(), "all memory was reserved");
+        taken(&self.0) != before
+    }
+
+    fn close(&mut self, epoch: u32) {
+        for lane in self.0.close(epoch) {
+            assert!(lane.missing(lane.end()).len() <= lane.end() as usize);
+        }
     }
 }
 
@@ -69,7 +106,6 @@ impl Guest {
             mappings.push(mapping);
             reservations.push(reservation);
         }
-        let expected = mappings.iter().map(|mapping| vec![0; mapping.pages() as usize * PAGE_SIZE]).collect();
         let inbound = Inbound::new(InboundSpec {
             session: SESSION,
             layout: RamLayout::new(backends),
@@ -81,47 +117,14 @@ impl Guest {
             feedback: Box::new(Check),
             feedback_every: 1,
         });
-        Some(Self { inbound, expected })
+        Some(Self { inbound, reference: Reference::new() })
     }
 
     fn begin(&mut self) {
-        for (mapping, expected) in self.inbound.mappings().iter().zip(&mut self.expected) {
-            expected.fill(CANARY);
+        self.reference.begin();
+        for mapping in self.inbound.mappings() {
             for page in 0..mapping.pages() {
                 mapping.write(page, 0, &[CANARY; PAGE_SIZE]);
-            }
-        }
-    }
-
-    /// What a frame that was taken must have done: descriptor by descriptor, as the protocol's text says.
-    fn expect(&mut self, descriptors: &[[u8; DESCRIPTOR_LEN]], mut payload: &[u8]) {
-        for bytes in descriptors {
-            match PageDescriptor::parse(bytes) {
-                Ok(PageDescriptor::Data { backend, page, offset, length }) => {
-                    assert!(page < PAGES[usize::from(backend)], "a page that is not there was taken");
-                    let at = page as usize * PAGE_SIZE + usize::from(offset);
-                    let (now, rest) = payload.split_at(length.into());
-                    self.expected[usize::from(backend)][at..at + now.len()].copy_from_slice(now);
-                    payload = rest;
-                }
-                Ok(PageDescriptor::Zero { backend, page, pages }) => {
-                    let end = page + u64::from(pages);
-                    assert!(end <= PAGES[usize::from(backend)], "a run beyond the end was taken");
-                    let (from, to) = (page as usize * PAGE_SIZE, end as usize * PAGE_SIZE);
-                    self.expected[usize::from(backend)][from..to].fill(0);
-                }
-                Err(error) => panic!("a frame with a bad descriptor was taken: {error}"),
-            }
-        }
-        assert!(payload.is_empty(), "payload was left over");
-    }
-
-    fn compare(&self) {
-        let mut page_now = [0; PAGE_SIZE];
-        for (mapping, expected) in self.inbound.mappings().iter().zip(&self.expected) {
-            for (page, expected) in expected.chunks_exact(PAGE_SIZE).enumerate() {
-                mapping.read(page as u64, 0, &mut page_now);
-                assert!(page_now == expected, "page {page} holds something else than was sent");
             }
         }
     }
@@ -132,57 +135,59 @@ impl Guest {
 /// afterwards; 0x30 how the kernel cuts the frame into buffers.
 ///
 /// # Panics
-/// When a frame writes anything but what it says, or anywhere but into the guest.
+/// When a frame writes anything but what it says, or anywhere but into the guest, or when one is taken that must not
+/// be or the other way round.
 pub fn frame(data: &[u8]) {
+    let checked = look(data, |inbound| Real(SessionReceiver::new(inbound, 0)));
+    assert_eq!(checked, Ok(()));
+}
+
+/// One input through a receiver.
+fn look<R: Receives>(data: &[u8], receiver: impl FnOnce(Arc<Inbound>) -> R) -> Result<(), String> {
     GUEST.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = Guest::new();
         }
-        if let Some(guest) = slot {
-            guest.begin();
-            receive(guest, data);
-        }
-    });
+        let Some(guest) = slot else { return Ok(()) };
+        guest.begin();
+        let mut receiver = receiver(Arc::clone(&guest.inbound));
+        receive(guest, &mut receiver, data)
+    })
 }
 
-fn receive(guest: &mut Guest, mut data: &[u8]) {
-    let mut receiver = SessionReceiver::new(Arc::clone(&guest.inbound), 0);
-    let mut epoch = 1;
+fn receive(guest: &mut Guest, receiver: &mut impl Receives, mut data: &[u8]) -> Result<(), String> {
     while let [flags, low, high, rest @ ..] = data {
         // Headers, frame and their lengths fit 16 bits.
         let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len()).min(60_000);
         let (body, rest) = rest.split_at(length);
         data = rest;
         let frame = if flags & 1 == 1 { body.to_vec() } else { whole(body, flags & 2 != 0) };
-        one(guest, &mut receiver, &frame, flags >> 4 & 3);
+        one(guest, receiver, &frame, flags >> 4 & 3)?;
         if flags & 4 != 0 {
-            for lane in receiver.close(epoch) {
-                assert!(lane.missing(lane.end()).len() <= lane.end() as usize);
-            }
-            epoch += 1;
+            receiver.close(guest.reference.epoch);
+            guest.reference.close();
         }
     }
-    guest.compare();
+    guest.reference.compare(guest.inbound.mappings())
 }
 
-fn one(guest: &mut Guest, receiver: &mut SessionReceiver, frame: &[u8], cut: u8) {
+fn one(guest: &mut Guest, receiver: &mut impl Receives, frame: &[u8], cut: u8) -> Result<(), String> {
     let piece = [usize::MAX, 3840, 256, 61][usize::from(cut)];
     let pieces: Vec<&[u8]> = frame.chunks(piece).take(18).collect();
-    let Ok(checked) = checked_frame(&Packet::new(&pieces), PORT) else { return };
-    let taken = || -> u64 {
-        let counters: &AtomicU64 = &guest.inbound.counters().frames;
-        counters.load(Ordering::Relaxed)
-    };
-    let before = taken();
-    receiver.handle(&checked);
-    receiver.feedback(true);
-    assert!(guest.inbound.take_failure().is_none(), "all memory was reserved");
-    if taken() != before {
-        let payload: Vec<u8> =
-            checked.payload(0, checked.header.payload as usize).flatten().copied().collect();
-        let descriptors = checked.descriptors().to_vec();
-        guest.expect(&descriptors, &payload);
+    let packet = Packet::new(&pieces);
+    let Some(sent) = sent(&packet) else { return Ok(()) };
+    let numbered = sent.header.sequence.checked_add(1).is_some_and(|end| guest.inbound.can_be(&[end]));
+    match (receiver.take(&packet, &sent), guest.reference.take(&sent, numbered)) {
+        (true, false) => Err(format!("a frame was taken that must not be: {:?}", sent.header)),
+        (false, true) => Err(format!("a frame was not taken that must be: {:?}", sent.header)),
+        _ => Ok(()),
     }
+}
+
+fn sent(packet: &Packet<'_>) -> Option<Sent> {
+    let frame = checked_frame(packet, PORT).ok()?;
+    let payload = frame.payload(0, frame.header.payload as usize).flatten().copied().collect();
+    Some(Sent { header: frame.header, descriptors: frame.descriptors().to_vec(), payload })
 }
 
 /// A frame with headers before it, whose lengths and checksum hold: only what is said in it is arbitrary.

@@ -266,7 +266,7 @@ fn packets() -> Vec<(String, Vec<u8>)> {
     vec![("ipv4".into(), plain), ("vlan".into(), tagged), ("ipv6".into(), six)]
 }
 
-fn corpus(target: &str) -> PathBuf {
+pub(super) fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target)
 }
 
