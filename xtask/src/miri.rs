@@ -33,10 +33,12 @@ pub fn run(filter: &[String]) -> Result<ExitCode> {
     let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
     // Not installed from here: build.rs of migrate-user takes a nightly that has sources for the XDP program, so that
     // the component changes how everything else is built on this machine.
-    if std::env::var_os("MIRI_LIB_SRC").is_none() && !sources.exists() {
+    let given = ["MIRI_LIB_SRC", "MIRI_SYSROOT"].into_iter().any(|name| std::env::var_os(name).is_some());
+    if !given && !sources.exists() {
         bail!(
             "Miri needs the standard library's sources: `rustup component add --toolchain nightly rust-src`, \
-             or a copy of that compiler's `library` directory, named by MIRI_LIB_SRC"
+             or a copy of that compiler's `library` directory, named by MIRI_LIB_SRC, or what Miri once made of it \
+             (`~/.cache/miri`), named by MIRI_SYSROOT"
         );
     }
     let pure: Vec<&str> =
