@@ -21,6 +21,7 @@
 pub mod agent;
 pub mod control;
 pub mod datapath;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[expect(unsafe_code, reason = "mappings shared with the VMM, ptrace, ioctls")]

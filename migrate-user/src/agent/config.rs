@@ -8,7 +8,11 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{migration::Limits, network::AnnounceSchedule};
+use crate::{
+    files::{self, MAX_CONFIG},
+    migration::Limits,
+    network::AnnounceSchedule,
+};
 
 /// Port of the control channel when an address has none.
 pub const CONTROL_PORT: u16 = 4790;
@@ -193,7 +197,7 @@ impl AgentConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, MAX_CONFIG)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
     }

@@ -14,7 +14,10 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
 use super::{
     DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, qmp::within, source,
 };
+use crate::files::{self, MAX_PROC};
 
+/// Bytes of QEMU's log in which its last words are looked for.
+const LAST_WORDS: u64 = 64 << 10;
 const PIPE: &str = "xferry-state";
 /// How often a QEMU that does not answer is asked whether it runs.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -105,7 +108,7 @@ impl QemuDestination {
                 }
             )));
         }
-        let command = std::fs::read(format!("/proc/{}/cmdline", qmp.pid())).unwrap_or_default();
+        let command = files::read(format!("/proc/{}/cmdline", qmp.pid()), MAX_PROC).unwrap_or_default();
         if !command.split(|&byte| byte == 0).any(|argument| argument == b"-S" || argument == b"--S") {
             return Err(launch(format!(
                 "the waiting QEMU (pid {}) would run as soon as its state is loaded, before the handover is settled: start it with -S",
@@ -331,7 +334,7 @@ fn reap(mut child: Child) {
 
 /// The end of what QEMU printed.
 fn last_words(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let text = files::tail(log, LAST_WORDS).unwrap_or_default();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let tail = lines[lines.len().saturating_sub(3)..].join(" / ");
     if tail.is_empty() { "it printed nothing".into() } else { tail }
