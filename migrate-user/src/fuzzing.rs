@@ -24,6 +24,13 @@ pub use frame::frame;
 /// UDP port of the page stream in all inputs.
 const PORT: u16 = 4791;
 
+/// Fewer cases of a property test than usual, where each takes long; and no more than `PROPTEST_CASES` says.
+#[cfg(test)]
+pub(crate) fn at_most(cases: u32) -> proptest::test_runner::Config {
+    let usual = proptest::test_runner::Config::default();
+    proptest::test_runner::Config { cases: cases.min(usual.cases), ..usual }
+}
+
 /// A feedback datagram: what is understood is written the same way.
 pub fn feedback(data: &[u8]) {
     if let Some(feedback) = Feedback::parse(data) {

@@ -280,6 +280,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::fuzzing::at_most(64))]
+
         /// However the network cuts the stream, the same items come out.
         #[test]
         fn items_survive_any_cut(sent in proptest::collection::vec(prop_oneof![

@@ -143,6 +143,12 @@ fn frames() -> Vec<(String, Vec<u8>)> {
         ),
         ("last-number", framed(0, 63, u32::MAX, &[zero(0, 0, 1)])),
         ("probe", probe),
+        ("pages", framed(0x10, 62, 0, &[data(0, 2, 0, 4096), data(1, 0, 0, 4096)])),
+        (
+            "late",
+            [framed(4, 0, 0, &[zero(0, 0, 1)]), framed(0, 0, 1, &[data(0, 0, 0, 64)]), framed(0, 64, 0, &[])]
+                .concat(),
+        ),
     ];
     seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }

@@ -238,7 +238,7 @@ nics = [{ mac = "52:54:00:00:00:01", announce-on = "eno1" }, { mac = "52:54:00:0
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        #![proptest_config(crate::fuzzing::at_most(64))]
 
         #[test]
         fn definitions_are_read_as_they_were_written(vm in definitions()) {

@@ -77,7 +77,7 @@ impl Reference {
             };
             payload += descriptor.payload_len();
             let pages = self.pages.get(usize::from(backend));
-            if !pages.is_some_and(|pages| end.is_some_and(|end| end <= *pages)) {
+            if pages.zip(end).is_none_or(|(pages, end)| end > *pages) {
                 return false;
             }
         }

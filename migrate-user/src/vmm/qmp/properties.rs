@@ -31,7 +31,7 @@ fn line(value: &Value) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(crate::fuzzing::at_most(64))]
 
     #[test]
     fn answers_are_read_as_they_were_written(id: u64, value in values()) {
@@ -68,7 +68,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(crate::fuzzing::at_most(16))]
 
     /// Each case has a socket and a runtime of its own.
     #[test]
