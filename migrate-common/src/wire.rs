@@ -1,26 +1,31 @@
 //! Wire format of the page stream: one fixed header, then page descriptors, then payload.
 //!
 //! ```text
-//!  0        4    5    6      8         16      20     22     24         28        32         36       40
-//!  | "XFRY" | v  | k  | ndesc| session | epoch | lane | rsvd | sequence | payload | checksum | rsvd   |
-//!  | descriptor 0 (16 bytes) | … | descriptor ndesc-1 | payload of descriptor 0 | … |
+//!  0        4    5    6      8         16      20     22   23     24         28        32         36       40
+//!  | "XFRY" | v  | k  | ndesc| session | epoch | lane | g  | rsvd | sequence | payload | checksum | rsvd   |
+//!  | descriptor 0 (16 bytes) | … | descriptor ndesc-1 | payload of descriptor 0 | … | tag (16 bytes) |
 //! ```
 //! All integers are little-endian. Reserved fields are zero and are refused when they are not, so that a
-//! later version can give them a meaning. `checksum` is CRC32C over the whole of header (with the field
-//! itself zero), descriptors and payload.
+//! later version can give them a meaning. `g` says what [guards](Guard) the frame: `checksum`, which is CRC32C over the
+//! whole of header (with the field itself zero), descriptors and payload; or the tag, and then descriptors and payload are
+//! encrypted, `checksum` is zero, and the header is the tag's associated data.
 
 use crate::PAGE_SIZE;
 
 /// First four bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"XFRY";
 /// Version of this format. Peers agree on it in the control channel's hello; frames of another are dropped.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Length of [`FrameHeader`] on the wire, bytes.
 pub const HEADER_LEN: usize = 40;
 /// Length of [`PageDescriptor`] on the wire, bytes.
 pub const DESCRIPTOR_LEN: usize = 16;
+/// Where the session lies within the header, bytes.
+pub const SESSION_OFFSET: usize = 8;
 /// Where the checksum lies within the header, bytes.
 pub const CHECKSUM_OFFSET: usize = 32;
+/// Length of the tag behind a sealed frame, bytes: that of AES-GCM (NIST SP 800-38D) and ChaCha20-Poly1305 (RFC 8439).
+pub const TAG_LEN: usize = 16;
 /// Most descriptors one frame may carry: what fits the largest IP packet when all are zero runs.
 pub const MAX_DESCRIPTORS: usize = 1024;
 
@@ -46,6 +51,37 @@ impl FrameKind {
     }
 }
 
+/// What tells that a frame is as it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Guard {
+    /// CRC32C in the header: damage, but not malice. Anybody on the way can read the frame.
+    Checksum = 0,
+    /// Descriptors and payload are encrypted and a tag follows them, made with a key that only the two hosts have.
+    Sealed = 1,
+}
+
+impl Guard {
+    /// The guard behind a wire byte, or `None` for one this version does not know.
+    #[inline(always)]
+    pub const fn from_wire(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Checksum),
+            1 => Some(Self::Sealed),
+            _ => None,
+        }
+    }
+
+    /// Bytes that it adds behind the payload.
+    #[inline(always)]
+    pub const fn trailer_len(self) -> usize {
+        match self {
+            Self::Checksum => 0,
+            Self::Sealed => TAG_LEN,
+        }
+    }
+}
+
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireError {
@@ -57,6 +93,8 @@ pub enum WireError {
     BadVersion(u8),
     /// A kind this version does not know.
     BadKind(u8),
+    /// A guard this version does not know.
+    BadGuard(u8),
     /// A reserved field that is not zero.
     ReservedNotZero,
     /// Lengths that contradict each other or exceed their bounds.
@@ -70,6 +108,7 @@ impl core::fmt::Display for WireError {
             Self::BadMagic => f.write_str("frame does not begin with XFRY"),
             Self::BadVersion(v) => write!(f, "frame has version {v}, this side speaks {VERSION}"),
             Self::BadKind(k) => write!(f, "frame has unknown kind {k}"),
+            Self::BadGuard(g) => write!(f, "frame has unknown guard {g}"),
             Self::ReservedNotZero => f.write_str("a reserved field is not zero"),
             Self::BadLength => f.write_str("frame's lengths contradict each other"),
         }
@@ -93,9 +132,11 @@ pub struct FrameHeader {
     pub lane: u16,
     /// Number of the frame within its epoch and lane, from 0 without gaps.
     pub sequence: u32,
-    /// Bytes that follow the descriptors.
+    /// What guards the frame.
+    pub guard: Guard,
+    /// Bytes between the descriptors and the tag.
     pub payload: u32,
-    /// CRC32C, see the module's text.
+    /// CRC32C, see the module's text; zero in a sealed frame.
     pub checksum: u32,
 }
 
@@ -126,7 +167,10 @@ impl FrameHeader {
         let Some(kind) = FrameKind::from_wire(bytes[5]) else {
             return Err(WireError::BadKind(bytes[5]));
         };
-        if le16(bytes, 22) != 0 || le32(bytes, 36) != 0 {
+        let Some(guard) = Guard::from_wire(bytes[22]) else {
+            return Err(WireError::BadGuard(bytes[22]));
+        };
+        if bytes[23] != 0 || le32(bytes, 36) != 0 {
             return Err(WireError::ReservedNotZero);
         }
         let header = Self {
@@ -138,11 +182,15 @@ impl FrameHeader {
             epoch: le32(bytes, 16),
             lane: le16(bytes, 20),
             sequence: le32(bytes, 24),
+            guard,
             payload: le32(bytes, 28),
             checksum: le32(bytes, CHECKSUM_OFFSET),
         };
         if header.descriptors as usize > MAX_DESCRIPTORS || header.payload > u16::MAX as u32 {
             return Err(WireError::BadLength);
+        }
+        if matches!(guard, Guard::Sealed) && header.checksum != 0 {
+            return Err(WireError::ReservedNotZero);
         }
         Ok(header)
     }
@@ -157,16 +205,23 @@ impl FrameHeader {
         out[8..16].copy_from_slice(&self.session.to_le_bytes());
         out[16..20].copy_from_slice(&self.epoch.to_le_bytes());
         out[20..22].copy_from_slice(&self.lane.to_le_bytes());
+        out[22] = self.guard as u8;
         out[24..28].copy_from_slice(&self.sequence.to_le_bytes());
         out[28..32].copy_from_slice(&self.payload.to_le_bytes());
         out[32..36].copy_from_slice(&self.checksum.to_le_bytes());
         out
     }
 
+    /// Bytes of descriptors and payload as the header tells them.
+    #[inline(always)]
+    pub const fn body_len(&self) -> usize {
+        self.descriptors as usize * DESCRIPTOR_LEN + self.payload as usize
+    }
+
     /// Bytes of the whole frame as the header tells them.
     #[inline(always)]
     pub const fn frame_len(&self) -> usize {
-        HEADER_LEN + self.descriptors as usize * DESCRIPTOR_LEN + self.payload as usize
+        HEADER_LEN + self.body_len() + self.guard.trailer_len()
     }
 }
 
@@ -278,11 +333,23 @@ mod tests {
             any::<u16>(),
             any::<u32>(),
             0..=u32::from(u16::MAX),
-            any::<u32>(),
+            prop_oneof![any::<u32>().prop_map(|sum| (Guard::Checksum, sum)), Just((Guard::Sealed, 0))],
         )
-            .prop_map(|(kind, descriptors, session, epoch, lane, sequence, payload, checksum)| {
-                FrameHeader { kind, descriptors, session, epoch, lane, sequence, payload, checksum }
-            })
+            .prop_map(
+                |(kind, descriptors, session, epoch, lane, sequence, payload, (guard, checksum))| {
+                    FrameHeader {
+                        kind,
+                        descriptors,
+                        session,
+                        epoch,
+                        lane,
+                        sequence,
+                        guard,
+                        payload,
+                        checksum,
+                    }
+                },
+            )
     }
 
     fn descriptor() -> impl Strategy<Value = PageDescriptor> {
@@ -337,6 +404,7 @@ mod tests {
             epoch: 1,
             lane: 0,
             sequence: 9,
+            guard: Guard::Sealed,
             payload: 8192,
             checksum: 0,
         }
@@ -349,7 +417,9 @@ mod tests {
         assert_eq!(with(0, b'x'), Err(WireError::BadMagic));
         assert_eq!(with(4, 9), Err(WireError::BadVersion(9)));
         assert_eq!(with(5, 0), Err(WireError::BadKind(0)));
-        assert_eq!(with(22, 1), Err(WireError::ReservedNotZero));
+        assert_eq!(with(22, 2), Err(WireError::BadGuard(2)));
+        assert_eq!(with(23, 1), Err(WireError::ReservedNotZero));
+        assert_eq!(with(32, 1), Err(WireError::ReservedNotZero), "a sealed frame has no checksum");
         assert_eq!(with(39, 1), Err(WireError::ReservedNotZero));
         assert_eq!(with(7, 0xff), Err(WireError::BadLength));
         assert_eq!(with(31, 1), Err(WireError::BadLength));

@@ -70,7 +70,7 @@ fn there_and_back_with_certificates() {
     let check = scenario.lab.a.xferry(&CHECK, LIMIT).unwrap();
     has(
         &check.stdout,
-        &["✓ control-channel", "TLS 1.3", "certificates of host-a until", "pages are not encrypted"],
+        &["✓ control-channel", "TLS 1.3", "certificates of host-a until", "✓ page-encryption"],
     );
     let there = scenario.expect_migrates(Side::A, &["--verify"]).unwrap();
     let back = scenario.expect_migrates(Side::B, &["--verify"]).unwrap();
@@ -80,14 +80,11 @@ fn there_and_back_with_certificates() {
     let status = status(&scenario.lab.b).unwrap();
     assert_eq!(status["encrypted"], true);
     assert_eq!(status["authenticated"], true);
-    assert_eq!(status["pages-encrypted"], false);
+    assert_eq!(status["page-encryption"], "required");
     assert_eq!(status["certificate"]["name"], "host-b");
     assert_eq!(status["certificate"]["days-left"], 364);
     let text = scenario.lab.b.xferry(&["status"], LIMIT).unwrap().stdout;
-    has(
-        &text,
-        &["authenticated and encrypted (TLS 1.3)", "pages NOT ENCRYPTED", "certificate of host-b until"],
-    );
+    has(&text, &["control channel and pages authenticated and encrypted", "certificate of host-b until"]);
 }
 
 #[test]

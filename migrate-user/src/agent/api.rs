@@ -15,6 +15,7 @@ use tokio::net::UnixListener;
 use super::{Agent, AgentError, CertificateStatus, Unsettled, port::PortStatus};
 use crate::{
     control::VerifyMode,
+    datapath::Encryption,
     migration::Resolution,
     preflight::{Finding, Outcome},
     report::Report,
@@ -102,12 +103,12 @@ pub struct StatusAnswer {
     pub name: String,
     /// Version of the agent.
     pub version: String,
-    /// Whether the control channel is encrypted. The device state is part of it; for RAM see `pages-encrypted`.
+    /// Whether the control channel is encrypted. The device state is part of it; for RAM see `page-encryption`.
     pub encrypted: bool,
     /// Whether both ends of the control channel are proved by certificates.
     pub authenticated: bool,
     /// Whether RAM is encrypted on its way.
-    pub pages_encrypted: bool,
+    pub page_encryption: Encryption,
     /// This host's certificate; `null` with `insecure = true`.
     pub certificate: Option<CertificateStatus>,
     /// The migration NIC.

@@ -9,6 +9,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
+    datapath::{Cipher, Encryption, Offer},
     files::{self, MAX_CONFIG},
     migration::Limits,
     network::AnnounceSchedule,
@@ -40,6 +41,11 @@ pub struct AgentConfig {
     /// Directory of this host's certificate and key, and of the CA's certificate.
     #[serde(default = "default_pki_dir")]
     pub pki_dir: PathBuf,
+    /// Whether pages are encrypted; [`AgentConfig::pages`] says what holds when nothing is said.
+    pub encryption: Option<Encryption>,
+    /// By what, the preferred first.
+    #[serde(default = "Cipher::preferred")]
+    pub ciphers: Vec<Cipher>,
     /// The control channel.
     pub control: ControlConfig,
     /// The migration NIC.
@@ -211,6 +217,14 @@ impl AgentConfig {
         if config.insecure && config.allow != AllowConfig::default() {
             return Err("[allow] goes by certificates, and with insecure = true there are none: take one of the two away".into());
         }
+        if config.insecure && config.encryption == Some(Encryption::Required) {
+            return Err("encryption is required, and with insecure = true there is no key for it: take one of the two away".into());
+        }
+        if config.ciphers.is_empty() {
+            return Err(
+                "ciphers is empty: name one, or leave it out; encryption = \"off\" does without".into()
+            );
+        }
         if config.name.is_empty() {
             return Err("name is empty: give this host's name".into());
         }
@@ -224,6 +238,16 @@ impl AgentConfig {
             return Err("[migration] port is 0: give a UDP port".into());
         }
         Ok(config)
+    }
+
+    /// What this host wants for pages: encryption required where there are certificates and nothing else is said. Keys come
+    /// from TLS, so that without it there is none.
+    pub fn pages(&self) -> Offer {
+        let encryption = match self.encryption {
+            _ if self.insecure => Encryption::Off,
+            said => said.unwrap_or(Encryption::Required),
+        };
+        Offer { encryption, ciphers: self.ciphers.clone() }
     }
 
     /// The agent of host `name`, which may also be an address.
@@ -390,6 +414,22 @@ max-arriving = 2
         assert!(error.contains("named are none") && error.contains("[allow] receive"), "{error}");
         let both = AgentConfig::parse(&format!("{GOOD}[allow]\nsend = []\n")).unwrap_err();
         assert!(both.contains("[allow]") && both.contains("insecure = true"), "{both}");
+    }
+
+    #[test]
+    fn pages_are_encrypted_unless_it_is_said() {
+        let pages = |text: &str| AgentConfig::parse(text).map(|config| config.pages());
+        let secure = |more: &str| GOOD.replace("insecure = true", more);
+        assert_eq!(pages(&secure("")).unwrap().encryption, Encryption::Required);
+        assert_eq!(pages(&secure("encryption = \"preferred\"")).unwrap().encryption, Encryption::Preferred);
+        assert_eq!(pages(&secure("encryption = \"off\"")).unwrap().encryption, Encryption::Off);
+        assert_eq!(pages(GOOD).unwrap().encryption, Encryption::Off);
+        let only = pages(&secure("ciphers = [\"aes-256-gcm\"]")).unwrap();
+        assert_eq!(only.ciphers, [Cipher::Aes256Gcm]);
+        assert!(pages(&secure("ciphers = []")).unwrap_err().contains("ciphers is empty"));
+        assert!(pages(&secure("ciphers = [\"rot13\"]")).unwrap_err().contains("aes-128-gcm"));
+        let both = pages(&secure("insecure = true\nencryption = \"required\"")).unwrap_err();
+        assert!(both.contains("insecure = true"), "{both}");
     }
 
     #[test]

@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     control::{ControlError, Prepare, Prepared},
-    datapath::{Feedback, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses, QueueFigures, losses},
+    datapath::{
+        Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses,
+        Protection, QueueFigures, Secret, agree, losses,
+    },
     memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Role, Session, Unprepared,
@@ -40,6 +43,14 @@ const QUIET_BEHIND: Duration = Duration::from_millis(2);
 /// Longest wait for probe frames.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
 
+/// What a connection proves of who opened it; nothing with `insecure = true`.
+pub(super) struct Caller {
+    /// Whose certificate it showed.
+    pub certified: Option<Certified>,
+    /// What only the two ends know.
+    pub secret: Option<Secret>,
+}
+
 /// This host's part of one arriving migration.
 pub(super) struct IncomingHost {
     agent: Arc<Agent>,
@@ -58,6 +69,8 @@ pub(super) struct IncomingHost {
     peer: IpAddr,
     /// What that host has proved to be; `None` with `insecure = true`.
     certified: Option<Certified>,
+    /// What only that host and this one know.
+    secret: Option<Secret>,
     /// Its place among those who have not yet said who they are.
     place: Option<Place>,
     /// That it may send nothing here, not even probes.
@@ -73,7 +86,7 @@ impl Drop for IncomingHost {
 }
 
 /// Feedback to every lane's own socket.
-struct LaneFeedback(Vec<UdpSocket>);
+struct LaneFeedback(Vec<FeedbackSocket>);
 
 impl FeedbackTx for LaneFeedback {
     fn send(&self, feedback: Feedback) {
@@ -84,10 +97,11 @@ impl FeedbackTx for LaneFeedback {
 }
 
 impl IncomingHost {
-    pub fn new(agent: Arc<Agent>, peer: IpAddr, certified: Option<Certified>, place: Place) -> Self {
+    pub fn new(agent: Arc<Agent>, peer: IpAddr, caller: Caller, place: Place) -> Self {
         Self {
             agent,
-            certified,
+            certified: caller.certified,
+            secret: caller.secret,
             place: Some(place),
             forbidden: false,
             inbound: None,
@@ -171,6 +185,9 @@ impl IncomingHost {
         let single = request.single_buffer || !port.binding().multi_buffer;
         let frames = FrameLayout::new(request.mtu.min(nic.mtu), ipv6, single)
             .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
+        // Whoever disagrees was told so by a finding, and only probes come.
+        let cipher = agree(&request.encryption, &self.agent.config.pages()).unwrap_or_default();
+        let protection = Protection::agreed(cipher, self.secret.as_ref(), request.session)?;
         let window = port.window(&frames, request.feedback_ports.len());
         let inbound = Inbound::new(InboundSpec {
             session: request.session,
@@ -182,6 +199,8 @@ impl IncomingHost {
             feedback: Box::new(self.feedback_sockets(&nic, request)?),
             feedback_every: (window / 4).clamp(1, 32),
             queues: port.lanes() as u32,
+            lanes: request.feedback_ports.len() as u16,
+            protection,
         });
         port.open_session(&inbound, request.ip)?;
         self.inbound = Some(inbound);
@@ -192,6 +211,7 @@ impl IncomingHost {
             single_buffer: !port.binding().multi_buffer,
             port: port.data_port(),
             window,
+            cipher,
             transport: port.describe(),
         })
     }
@@ -201,6 +221,7 @@ impl IncomingHost {
         nic: &crate::network::Nic,
         request: &Prepare,
     ) -> Result<LaneFeedback, MigrationError> {
+        let key = FeedbackKey::agreed(self.secret.as_ref(), request.session)?;
         request
             .feedback_ports
             .iter()
@@ -208,7 +229,7 @@ impl IncomingHost {
                 let socket = UdpSocket::bind(SocketAddr::new(nic.address(), 0))?;
                 socket.set_nonblocking(true)?;
                 socket.connect(SocketAddr::new(request.ip, port))?;
-                Ok(socket)
+                Ok(FeedbackSocket::new(socket, key.clone()))
             })
             .collect::<std::io::Result<_>>()
             .map(LaneFeedback)
@@ -386,6 +407,10 @@ impl DestinationHost for IncomingHost {
         }
         let mut findings =
             preflight::before_launch(source, &host, &admission, &needed, definition.preallocates());
+        findings.push(preflight::page_encryption(
+            (&source.host.name, &request.encryption),
+            (name, &agent.config.pages()),
+        ));
         if findings.iter().any(Finding::refuses) {
             findings.push(preflight::not_compared(name));
         }

@@ -37,7 +37,7 @@ use crate::{
 };
 use arrivals::Arrivals;
 use history::History;
-use incoming::IncomingHost;
+use incoming::{Caller, IncomingHost};
 use security::Security;
 
 /// Everything an agent keeps.
@@ -300,7 +300,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             encrypted: certificate.is_some(),
             authenticated: certificate.is_some(),
-            pages_encrypted: false,
+            page_encryption: self.config.pages().encryption,
             certificate,
             port: self.port.status(),
             leaving: self.active().values().map(|active| active.record.snapshot()).collect(),
@@ -358,8 +358,15 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
                             return;
                         }
                     };
-                    let certified = channel.peer().cloned();
-                    let mut host = IncomingHost::new(Arc::clone(&agent), peer.ip(), certified, place);
+                    let secret = match channel.page_secret() {
+                        Ok(secret) => secret,
+                        Err(error) => {
+                            tracing::warn!(%peer, %error, "connection not usable");
+                            return;
+                        }
+                    };
+                    let caller = Caller { certified: channel.peer().cloned(), secret };
+                    let mut host = IncomingHost::new(Arc::clone(&agent), peer.ip(), caller, place);
                     let migration = DestinationMigration::new(
                         &mut host,
                         &mut channel,

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
-    datapath::{Endpoint, FrameLayout, FramePath, LaneConfig, LaneSender},
+    datapath::{
+        Cipher, Encryption, Endpoint, FeedbackKey, FeedbackSocket, FrameLayout, FramePath, LaneConfig,
+        LaneSender, Protection, Secret,
+    },
     memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
         Cancel, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan, SourceRecord,
@@ -152,7 +155,7 @@ async fn depart(
         report.ram.total = memory.layout.bytes();
         report.ram.page_size = migrate_common::PAGE_SIZE as u64;
     });
-    let host = OutgoingHost::new(agent, peer, session, request, &memory, record, queues);
+    let mut host = OutgoingHost::new(agent, peer, session, request, &memory, record, queues);
     let feedback_ports = host.feedback_ports().unwrap_or_else(|error| {
         findings.push(Finding::bad(Check::SendingNic, error.to_string(), ""));
         Vec::new()
@@ -177,6 +180,7 @@ async fn depart(
         single_buffer: !agent.port.binding().multi_buffer,
         ip: nic.address(),
         mac: nic.mac,
+        encryption: agent.config.pages(),
         feedback_ports,
         verify: request.verify,
         force: request.force,
@@ -189,6 +193,13 @@ async fn depart(
             return Err(findings);
         }
     };
+    match channel.page_secret() {
+        Ok(secret) => host.secret = secret,
+        Err(error) => {
+            findings.push(unreachable(error));
+            return Err(findings);
+        }
+    }
     Ok(Departure {
         vm: QemuSource::new(definition.name.clone(), qmp, limits.vmm()),
         memory,
@@ -234,6 +245,8 @@ struct OutgoingHost {
     port: Arc<Port>,
     nic: Nic,
     session: Session,
+    /// What only the destination and this host know.
+    secret: Option<Secret>,
     bandwidth: Option<u64>,
     sinks: Vec<LeasedSink>,
     feedback: Vec<UdpSocket>,
@@ -298,6 +311,7 @@ impl OutgoingHost {
                 keep_source: request.keep_source,
                 ram: memory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect(),
             },
+            secret: None,
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
             sinks: queues.sinks,
             feedback: queues.feedback,
@@ -314,6 +328,23 @@ impl OutgoingHost {
             .map(|socket| socket.local_addr().map(|address| address.port()))
             .collect::<std::io::Result<_>>()
             .map_err(|error| MigrationError::Host(format!("a UDP socket has no address: {error}")))
+    }
+
+    /// How the pages are guarded, as the destination said: it must be something that this host wants too.
+    fn protection(&self, prepared: &Prepared) -> Result<Protection, MigrationError> {
+        let own = self.agent.config.pages();
+        let wanted = match prepared.cipher {
+            None => own.encryption != Encryption::Required,
+            Some(cipher) => own.encryption != Encryption::Off && own.ciphers.contains(&cipher),
+        };
+        if !wanted {
+            return Err(MigrationError::Mismatch(format!(
+                "the destination wants pages by {}, which this host's `encryption = \"{}\"` and `ciphers` do not allow",
+                prepared.cipher.map_or("no encryption", Cipher::name),
+                own.encryption.name()
+            )));
+        }
+        Ok(Protection::agreed(prepared.cipher, self.secret.as_ref(), self.session.session)?)
     }
 
     /// Ethernet address for frames to `peer`: its own where it is a neighbour, else the gateway's.
@@ -357,6 +388,8 @@ impl SourceHost for OutgoingHost {
         let peer = Endpoint { mac: self.next_hop(prepared.ip, prepared.mac.0)?, ip: prepared.ip };
         let mtu = self.nic.mtu.min(prepared.mtu);
         let lanes = self.sinks.len();
+        let protection = self.protection(prepared)?;
+        let key = FeedbackKey::agreed(self.secret.as_ref(), self.session.session)?;
         let mut senders = Vec::with_capacity(lanes);
         let mut frames = None;
         for (lane, (sink, feedback)) in self.sinks.drain(..).zip(self.feedback.drain(..)).enumerate() {
@@ -369,10 +402,11 @@ impl SourceHost for OutgoingHost {
                 lane: lane as u16,
                 frames: layout,
                 path,
+                protection: protection.clone(),
                 window: prepared.window,
                 bandwidth: self.bandwidth.map(|total| total / lanes as u64),
             };
-            senders.push(LaneSender::new(config, sink, feedback));
+            senders.push(LaneSender::new(config, sink, FeedbackSocket::new(feedback, key.clone())));
         }
         let frames = frames.ok_or_else(|| MigrationError::Host("the page stream was opened twice".into()))?;
         Ok(OutgoingStream {

@@ -11,7 +11,7 @@ use super::{
     worker::{Command, Worker},
 };
 use crate::{
-    datapath::{FrameLayout, FrameSet, FrameSink, Inbound, QueueFigures, XskSink},
+    datapath::{FrameLayout, FrameSet, FrameSink, Inbound, QueueFigures, XskSink, XskSource},
     migration::MigrationError,
     network::{AttachMode, Bouncer, DropCount, NetworkError, Nic},
     preflight::NicFacts,
@@ -120,7 +120,7 @@ impl Port {
             let (socket, tx, rx) = Socket::open(&socket_config, modes).map_err(MigrationError::from)?;
             binding = Some(socket.binding());
             bouncer.register_socket(queue, socket.fd()).map_err(MigrationError::from)?;
-            workers.push(Worker::start(queue, rx, config.port).map_err(|error| {
+            workers.push(Worker::start(queue, XskSource::new(rx, config.port)).map_err(|error| {
                 AgentError::Host(format!("no thread for queue {queue} of {}: {error}", nic.name))
             })?);
             sockets.push(socket);
@@ -302,8 +302,8 @@ impl Port {
             multi_buffer: self.binding.multi_buffer,
             queues: self.sockets.len(),
             drops: lock(&self.bouncer).drops(),
-            corrupt: self.workers.iter().map(Worker::corrupt).sum(),
-            corrupt_by_queue: self.workers.iter().map(Worker::corrupt).collect(),
+            corrupt: self.workers.iter().map(Worker::damaged).sum(),
+            corrupt_by_queue: self.workers.iter().map(Worker::damaged).collect(),
             sessions: self.sessions(),
             no_buffer: statistics.iter().map(|s| s.rx_ring_full + s.rx_fill_ring_empty + s.rx_dropped).sum(),
         }

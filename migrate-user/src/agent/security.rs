@@ -152,7 +152,7 @@ pub(super) fn took_part(config: &AgentConfig, asks: &Certified, ip: IpAddr, sess
 impl fmt::Display for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.identity {
-            Some(_) => "control channel: TLS 1.3 with certificates; pages are NOT encrypted",
+            Some(_) => "control channel: TLS 1.3 with certificates",
             None => "control channel and pages are NOT encrypted, peers NOT authenticated (insecure = true)",
         })
     }

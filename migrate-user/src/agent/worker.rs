@@ -1,4 +1,4 @@
-//! The receive worker of one NIC queue.
+//! A receive worker: one thread that takes the frames of one source.
 
 use std::{
     os::fd::OwnedFd,
@@ -13,10 +13,7 @@ use std::{
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
-use crate::{
-    datapath::{FrameSet, Inbound, SessionReceiver, checked_frame, claimed_session},
-    xsk::RxQueue,
-};
+use crate::datapath::{Demux, FrameSet, FrameSource, Inbound};
 
 /// Frames taken before commands are looked at.
 const BUDGET: usize = 64;
@@ -43,27 +40,20 @@ pub(super) enum Command {
 pub(super) struct Worker {
     commands: mpsc::Sender<Command>,
     wake: Arc<OwnedFd>,
-    corrupt: Arc<AtomicU64>,
+    damaged: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts the worker of `queue`.
-    pub fn start(queue: u32, rx: RxQueue, port: u16) -> std::io::Result<Self> {
+    /// Starts the worker that takes what comes from `source` as that of `queue`.
+    pub fn start(queue: u32, source: impl FrameSource + 'static) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let corrupt = Arc::new(AtomicU64::new(0));
-        let mut run = Run {
-            rx,
-            queue,
-            port,
-            inbox,
-            wake: Arc::clone(&wake),
-            corrupt: Arc::clone(&corrupt),
-            sessions: Vec::new(),
-        };
+        let demux = Demux::default();
+        let damaged = demux.damaged();
+        let mut run = Run { source, queue, inbox, wake: Arc::clone(&wake), demux };
         let thread = std::thread::Builder::new().name(format!("receive-{queue}")).spawn(move || run.run())?;
-        Ok(Self { commands, wake, corrupt, thread: Some(thread) })
+        Ok(Self { commands, wake, damaged, thread: Some(thread) })
     }
 
     /// Gives it a command.
@@ -75,9 +65,9 @@ impl Worker {
         }
     }
 
-    /// Frames that were not whole or had changed on the way.
-    pub fn corrupt(&self) -> u64 {
-        self.corrupt.load(Ordering::Relaxed)
+    /// Frames that were not whole, had changed on the way or were forged.
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
     }
 }
 
@@ -91,49 +81,46 @@ impl Drop for Worker {
     }
 }
 
-struct Run {
-    rx: RxQueue,
+struct Run<S> {
+    source: S,
     queue: u32,
-    port: u16,
     inbox: mpsc::Receiver<Command>,
     wake: Arc<OwnedFd>,
-    corrupt: Arc<AtomicU64>,
-    sessions: Vec<SessionReceiver>,
+    demux: Demux,
 }
 
-impl Run {
+impl<S: FrameSource> Run<S> {
     fn run(&mut self) {
         let mut idle_since = None;
         loop {
             while let Ok(command) = self.inbox.try_recv() {
                 match command {
-                    Command::Open(inbound) => self.sessions.push(SessionReceiver::new(inbound, self.queue)),
+                    Command::Open(inbound) => self.demux.open(inbound, self.queue),
                     Command::Close(session, epoch, reply) => {
-                        let found =
-                            self.sessions.iter_mut().find(|other| other.inbound().session() == session);
-                        let _ = reply.send(found.map(|receiver| receiver.close(epoch)).unwrap_or_default());
+                        let _ = reply.send(self.demux.close(session, epoch));
                     }
                     Command::Forget(session, reply) => {
-                        self.sessions.retain(|other| other.inbound().session() != session);
+                        self.demux.forget(session);
                         let _ = reply.send(());
                     }
                     Command::Stop => return,
                 }
             }
-            if self.receive() > 0 {
+            let demux = &mut self.demux;
+            if self.source.receive(BUDGET, |datagram| demux.take(datagram)) > 0 {
                 idle_since = None;
-                self.sessions.iter_mut().for_each(|session| session.feedback(false));
+                demux.feedback(false);
                 continue;
             }
-            self.sessions.iter_mut().for_each(|session| session.feedback(true));
+            demux.feedback(true);
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if !self.sessions.is_empty() && since.elapsed() < SPIN {
+            if !demux.is_empty() && since.elapsed() < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
-            let repeat = self.sessions.iter().any(SessionReceiver::may_repeat);
+            let repeat = demux.may_repeat();
             let asleep = Instant::now();
-            if let Err(error) = self.rx.wait(&self.wake, if repeat { REPEAT_MS } else { SLEEP_MS }) {
+            if let Err(error) = self.source.wait(&self.wake, if repeat { REPEAT_MS } else { SLEEP_MS }) {
                 tracing::error!(%error, "a receive queue cannot be waited for");
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -141,32 +128,8 @@ impl Run {
             // Nothing to read when it was a frame that woke us.
             let _ = rustix::io::read(&self.wake, &mut counter);
             if repeat && asleep.elapsed() >= Duration::from_millis(REPEAT_MS as u64) {
-                self.sessions.iter_mut().for_each(|session| {
-                    session.repeat_feedback();
-                });
+                self.demux.repeat_feedback();
             }
         }
-    }
-
-    fn receive(&mut self) -> usize {
-        let Self { rx, port, corrupt, sessions, .. } = self;
-        rx.receive(BUDGET, |packet| match checked_frame(&packet, *port) {
-            Ok(frame) => {
-                let session = frame.header.session;
-                if let Some(receiver) = sessions.iter_mut().find(|other| other.inbound().session() == session)
-                {
-                    receiver.handle(&frame);
-                }
-            }
-            Err(_) => {
-                corrupt.fetch_add(1, Ordering::Relaxed);
-                let session = claimed_session(&packet, *port);
-                if let Some(receiver) =
-                    sessions.iter().find(|other| Some(other.inbound().session()) == session)
-                {
-                    receiver.corrupt();
-                }
-            }
-        })
     }
 }

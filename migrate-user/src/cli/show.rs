@@ -96,10 +96,13 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
 
 /// How the agent's channels are secured.
 fn secured(status: &Value) -> &'static str {
-    match (status["encrypted"] == true, status["pages-encrypted"] == true) {
-        (true, true) => ", control channel and pages authenticated and encrypted",
-        (true, false) => ", control channel authenticated and encrypted (TLS 1.3), pages NOT ENCRYPTED",
+    match (status["encrypted"] == true, status["page-encryption"].as_str()) {
         (false, _) => ", NOT ENCRYPTED, NOT AUTHENTICATED (insecure = true)",
+        (true, Some("required")) => ", control channel and pages authenticated and encrypted",
+        (true, Some("preferred")) => {
+            ", control channel authenticated and encrypted (TLS 1.3), pages too where the other host does it"
+        }
+        (true, _) => ", control channel authenticated and encrypted (TLS 1.3), pages NOT ENCRYPTED",
     }
 }
 

@@ -9,7 +9,7 @@ use proptest::{
 
 use super::{Commit, Examined, Message, Prepare, Prepared, Running, VerifyMode};
 use crate::{
-    datapath::{LaneLosses, QueueFigures},
+    datapath::{Cipher, Encryption, LaneLosses, Offer, QueueFigures},
     memory::{Backend, Digest},
     network::Mac,
     preflight::{Check, Finding, ImageFacts, Sample, SourceFacts, Verdict},
@@ -57,15 +57,27 @@ fn findings() -> impl Strategy<Value = Vec<Finding>> {
     vec(finding, 0..4)
 }
 
+fn ciphers() -> impl Strategy<Value = Cipher> {
+    select(vec![Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305])
+}
+
+fn offers() -> impl Strategy<Value = Offer> {
+    let encryptions = vec![Encryption::Required, Encryption::Preferred, Encryption::Off];
+    (select(encryptions), vec(ciphers(), 0..4))
+        .prop_map(|(encryption, ciphers)| Offer { encryption, ciphers })
+}
+
 fn prepared() -> impl Strategy<Value = Prepared> {
-    (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u16>(), any::<bool>(), 1u16.., 1u32.., TEXT).prop_map(
-        |(ip, mac, mtu, single_buffer, port, window, transport)| Prepared {
+    let nic = (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u16>(), any::<bool>());
+    (nic, 1u16.., 1u32.., option::of(ciphers()), TEXT).prop_map(
+        |((ip, mac, mtu, single_buffer), port, window, cipher, transport)| Prepared {
             ip,
             mac: Mac(mac),
             mtu: mtu.into(),
             single_buffer,
             port,
             window,
+            cipher,
             transport,
         },
     )
@@ -127,11 +139,11 @@ fn prepares() -> impl Strategy<Value = Prepare> {
         [TEXT, TEXT],
         any::<[u8; 6]>(),
         any::<std::net::IpAddr>(),
-        verify,
+        (verify, offers()),
         any::<[bool; 3]>(),
         any::<[u8; 4]>(),
     )
-        .prop_map(|(facts, numbers, [id, vm], mac, ip, verify, flags, parts)| {
+        .prop_map(|(facts, numbers, [id, vm], mac, ip, (verify, encryption), flags, parts)| {
             let (session, control_port, mtu, feedback_ports) = numbers;
             let pages: u64 = facts.machine.backends.iter().map(|backend| backend.size).sum::<u64>()
                 / migrate_common::PAGE_SIZE as u64;
@@ -153,6 +165,7 @@ fn prepares() -> impl Strategy<Value = Prepare> {
                 single_buffer,
                 ip,
                 mac: Mac(mac),
+                encryption,
                 feedback_ports,
                 verify,
                 force,

@@ -16,6 +16,8 @@ const MAX_BACKENDS: usize = 1024;
 const MAX_PARTS: usize = 16_384;
 /// Blocks of an image that are compared: the other side reads as many.
 const MAX_SAMPLES: usize = 64;
+/// Most ciphers that a host may name.
+const MAX_CIPHERS: usize = 16;
 /// Most findings of a host.
 const MAX_FINDINGS: usize = 4096;
 /// Longest name, bytes.
@@ -76,6 +78,7 @@ fn prepare(request: &Prepare) -> Result<(), String> {
     if request.feedback_ports.contains(&0) {
         return Err("a feedback port is 0".into());
     }
+    most("ciphers", request.encryption.ciphers.len(), MAX_CIPHERS)?;
     let ram = facts(&request.facts)?;
     let chunks = (ram / PAGE_SIZE as u64).div_ceil(RESERVE_CHUNK);
     let mut last = 0;

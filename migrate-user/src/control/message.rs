@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{LaneLosses, QueueFigures},
+    datapath::{Cipher, LaneLosses, Offer, QueueFigures},
     memory::Digest,
     network::Mac,
     preflight::{Finding, SourceFacts, wall_clock},
 };
 
 /// Version of the control protocol. Agents with different ones refuse each other.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// How a migration is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -51,6 +51,8 @@ pub struct Prepare {
     pub ip: IpAddr,
     /// See `ip`.
     pub mac: Mac,
+    /// What the source wants for its pages.
+    pub encryption: Offer,
     /// UDP port of the source that hears feedback, one per lane.
     pub feedback_ports: Vec<u16>,
     /// Whether and how to prove the migration.
@@ -77,6 +79,8 @@ pub struct Prepared {
     pub port: u16,
     /// Frames that each lane may have on the way.
     pub window: u32,
+    /// By what the pages are to be encrypted; `None`: they are not.
+    pub cipher: Option<Cipher>,
     /// Transport of the receiving side, for the report.
     pub transport: String,
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
 use super::{ControlError, StreamChannel};
-use crate::pki::Certified;
+use crate::{datapath::Secret, pki::Certified};
 
 /// Label of the page stream's secret (RFC 8446, section 7.5; names with `EXPORTER-` as RFC 5705 asks).
 const PAGES_LABEL: &[u8] = b"EXPORTER-xferry-pages";
@@ -37,24 +37,19 @@ impl<S> ControlStream<S> {
         }
     }
 
-    /// A secret of 32 bytes that both ends have and nobody else, another one for each connection and each `session`: for
-    /// the page stream. `None` where nothing is encrypted.
+    /// What both ends know and nobody else, another one for each connection: for the page stream. `None` where nothing is
+    /// encrypted.
     ///
     /// # Errors
     /// When TLS has none to give.
-    pub fn page_secret(&self, session: u64) -> Result<Option<[u8; 32]>, ControlError> {
+    pub fn page_secret(&self) -> Result<Option<Secret>, ControlError> {
         let Self::Tls { stream, .. } = self else { return Ok(None) };
-        let context = session.to_be_bytes();
-        let (secret, context) = ([0; 32], Some(&context[..]));
+        let secret = [0; 32];
         let exported = match stream.as_ref() {
-            TlsStream::Client(stream) => {
-                stream.get_ref().1.export_keying_material(secret, PAGES_LABEL, context)
-            }
-            TlsStream::Server(stream) => {
-                stream.get_ref().1.export_keying_material(secret, PAGES_LABEL, context)
-            }
+            TlsStream::Client(stream) => stream.get_ref().1.export_keying_material(secret, PAGES_LABEL, None),
+            TlsStream::Server(stream) => stream.get_ref().1.export_keying_material(secret, PAGES_LABEL, None),
         };
-        exported.map(Some).map_err(|error| ControlError::Tls(error.to_string()))
+        exported.map(|secret| Some(Secret::new(secret))).map_err(|error| ControlError::Tls(error.to_string()))
     }
 }
 
@@ -68,8 +63,8 @@ impl<S> StreamChannel<ControlStream<S>> {
     ///
     /// # Errors
     /// The same.
-    pub fn page_secret(&self, session: u64) -> Result<Option<[u8; 32]>, ControlError> {
-        self.stream().page_secret(session)
+    pub fn page_secret(&self) -> Result<Option<Secret>, ControlError> {
+        self.stream().page_secret()
     }
 }
 

@@ -217,18 +217,21 @@ mod tests {
         let (client, server) = meet(&a, "host-b", &b).await;
         let (mut client, mut server) = (client.unwrap(), server.unwrap());
         assert!(client.peer().unwrap().is("host-b") && server.peer().unwrap().is("host-a"));
-        let secret = client.page_secret(7).unwrap().unwrap();
-        assert_eq!(server.page_secret(7).unwrap(), Some(secret));
-        assert_ne!(server.page_secret(8).unwrap(), Some(secret), "another for each session");
+        // Two have the same secret when one proves what the other says.
+        let secret = |end: &StreamChannel<ControlStream<_>>| end.page_secret().unwrap().unwrap();
+        let code = secret(&client).feedback_key(7).unwrap().code(b"said");
+        let proves = |end, session| secret(end).feedback_key(session).unwrap().proves(b"said", &code);
+        assert!(proves(&server, 7));
+        assert!(!proves(&server, 8), "another for each session");
         let (again, _) = meet(&a, "host-b", &b).await;
-        assert_ne!(again.unwrap().page_secret(7).unwrap(), Some(secret), "another for each connection");
+        assert!(!proves(&again.unwrap(), 7), "another for each connection");
         let state = Item::State(Bytes::from(vec![9; 400_000]));
         let sent = state.clone();
         let (sent, came) = tokio::join!(client.send(sent), server.recv("state", LIMIT));
         sent.unwrap();
         assert_eq!(came.unwrap(), state);
         let plain = split(ControlStream::Plain(tokio::io::duplex(1).0));
-        assert!(plain.peer().is_none() && plain.page_secret(7).unwrap().is_none());
+        assert!(plain.peer().is_none() && plain.page_secret().unwrap().is_none());
     }
 
     #[tokio::test]

@@ -85,8 +85,10 @@ pub struct QueueFigures {
     pub reordered: u64,
     /// Frames that had come already.
     pub duplicates: u64,
-    /// Frames that had changed on the way.
+    /// Frames that had changed on the way, as their checksum or header says.
     pub corrupt: u64,
+    /// Frames that should be sealed and are not, or whose tag does not match: forged, or changed on the way.
+    pub bad_tag: u64,
     /// Frames of an epoch that was closed: they came after they had been taken for lost.
     pub stale: u64,
     /// Frames whose content makes no sense for this guest.

@@ -1,9 +1,11 @@
 //! What the receiver tells the sender while a round runs: how far it got. Lossy on purpose; every datagram
 //! says all, so the next one heals a lost one.
 
-use std::{io, net::UdpSocket, time::Duration};
+use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
-/// Length of a datagram, bytes.
+use super::protection::{CODE_LEN, FeedbackKey};
+
+/// Length of a datagram without the code that proves it, bytes.
 pub const FEEDBACK_LEN: usize = 28;
 
 const MAGIC: [u8; 4] = *b"XFBK";
@@ -65,26 +67,55 @@ pub trait FeedbackRx: Send {
     fn recv(&mut self, wait: Duration) -> Option<Feedback>;
 }
 
-impl FeedbackTx for UdpSocket {
-    fn send(&self, feedback: Feedback) {
-        // A lost datagram is healed by the next; a connection that is gone shows in the control channel.
-        let _ = UdpSocket::send(self, &feedback.to_bytes());
+/// A UDP socket for one lane's feedback. With a key, datagrams carry a code that proves them, and others are not heard.
+pub struct FeedbackSocket {
+    socket: UdpSocket,
+    key: Option<Arc<FeedbackKey>>,
+}
+
+impl FeedbackSocket {
+    /// Over a socket that does not block; one that tells is connected.
+    pub fn new(socket: UdpSocket, key: Option<Arc<FeedbackKey>>) -> Self {
+        Self { socket, key }
+    }
+
+    fn read(&self, datagram: &[u8]) -> Option<Feedback> {
+        let Some(key) = &self.key else { return Feedback::parse(datagram) };
+        let (feedback, code) = datagram.split_last_chunk::<CODE_LEN>()?;
+        if key.proves(feedback, code) { Feedback::parse(feedback) } else { None }
     }
 }
 
-impl FeedbackRx for UdpSocket {
+impl FeedbackTx for FeedbackSocket {
+    fn send(&self, feedback: Feedback) {
+        let mut datagram = [0; FEEDBACK_LEN + CODE_LEN];
+        let (bytes, code) = datagram.split_at_mut(FEEDBACK_LEN);
+        bytes.copy_from_slice(&feedback.to_bytes());
+        let len = match &self.key {
+            Some(key) => {
+                code.copy_from_slice(&key.code(bytes));
+                FEEDBACK_LEN + CODE_LEN
+            }
+            None => FEEDBACK_LEN,
+        };
+        // A lost datagram is healed by the next; a connection that is gone shows in the control channel.
+        let _ = self.socket.send(&datagram[..len]);
+    }
+}
+
+impl FeedbackRx for FeedbackSocket {
     fn recv(&mut self, wait: Duration) -> Option<Feedback> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut bytes = [0; FEEDBACK_LEN + 1];
+        let mut bytes = [0; FEEDBACK_LEN + CODE_LEN + 1];
         loop {
-            match UdpSocket::recv(self, &mut bytes) {
-                Ok(len) => match Feedback::parse(&bytes[..len]) {
+            match self.socket.recv(&mut bytes) {
+                Ok(len) => match self.read(&bytes[..len]) {
                     Some(feedback) => return Some(feedback),
                     None => continue,
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !wait.is_zero() => {
                     let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
-                    let ready = poll(&mut [PollFd::new(&*self, PollFlags::IN)], Some(&timeout));
+                    let ready = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout));
                     if !matches!(ready, Ok(1..)) {
                         return None;
                     }
@@ -111,6 +142,28 @@ mod tests {
         let mut other = bytes;
         other[0] = b'Y';
         assert_eq!(Feedback::parse(&other), None);
+    }
+
+    #[test]
+    fn with_a_key_only_who_has_it_is_heard() {
+        let secret = |byte| super::super::Secret::new([byte; 32]);
+        let key = |byte, session| Some(Arc::new(secret(byte).feedback_key(session).unwrap()));
+        let hears = |told: Option<Arc<FeedbackKey>>, hearing: Option<Arc<FeedbackKey>>| {
+            let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+            there.set_nonblocking(true).unwrap();
+            let here = UdpSocket::bind("127.0.0.1:0").unwrap();
+            here.connect(there.local_addr().unwrap()).unwrap();
+            let feedback = Feedback { session: 7, epoch: 1, lane: 0, seen: 2, received: 1 };
+            FeedbackSocket::new(here, told).send(feedback);
+            let heard = FeedbackSocket::new(there, hearing).recv(Duration::from_millis(50));
+            assert!(heard.is_none_or(|heard| heard == feedback));
+            heard.is_some()
+        };
+        assert!(hears(None, None) && hears(key(1, 7), key(1, 7)));
+        assert!(!hears(key(2, 7), key(1, 7)), "another secret");
+        assert!(!hears(key(1, 8), key(1, 7)), "another session");
+        assert!(!hears(None, key(1, 7)), "no code");
+        assert!(!hears(key(1, 7), None), "a code where none is known");
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use migrate_common::{
     PAGE_SIZE,
     locate::{ETHERNET_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN},
-    wire::{DESCRIPTOR_LEN, HEADER_LEN},
+    wire::{DESCRIPTOR_LEN, HEADER_LEN, TAG_LEN},
 };
 
 /// Smallest MTU that the page stream uses: IPv4 networks carry 1500 everywhere, and below 576 nothing is sure.
@@ -53,7 +53,8 @@ impl FrameLayout {
         let buffers = if single_buffer { 1 } else { MAX_BUFFERS };
         // IPv4's total length is 16 bits, whatever the interface would take.
         let longest = (ETHERNET_LEN + mtu.min(65535)).min(buffers * RECEIVE_BUFFER);
-        let room = longest - prefix - HEADER_LEN;
+        // A sealed frame's tag has its place in any case: the layout does not depend on the guard.
+        let room = longest - prefix - HEADER_LEN - TAG_LEN;
         let pages_per_frame = room / (PAGE_SIZE + DESCRIPTOR_LEN);
         let (frames_per_page, fragment) = if pages_per_frame > 0 {
             (1, PAGE_SIZE)
@@ -69,8 +70,8 @@ impl FrameLayout {
             frames_per_page,
             fragment,
             prefix,
-            frame_len: prefix + HEADER_LEN + carried * (DESCRIPTOR_LEN + fragment),
-            zero_runs: (room / DESCRIPTOR_LEN).min(64),
+            frame_len: prefix + HEADER_LEN + carried * (DESCRIPTOR_LEN + fragment) + TAG_LEN,
+            zero_runs: (carried * (DESCRIPTOR_LEN + fragment) / DESCRIPTOR_LEN).min(64),
         })
     }
 

@@ -6,27 +6,42 @@
 //! sent. Pages of missing frames are simply dirty again: there is no retransmit queue, and since no frame of
 //! a closed epoch is ever placed, a late or reordered one cannot overwrite newer content.
 //!
+//! Frames are [guarded](Protection) by a checksum or, where the agents have a secret, encrypted.
+//!
 //! Threads, not tasks, move pages; this module knows AF_XDP only through [`FrameSink`] and
 //! [`crate::xsk::Packet`], so that all of it runs in memory in the tests.
 
 mod accounting;
+mod datagram;
+mod demux;
 mod feedback;
 mod frame;
 mod layout;
 mod pacing;
+mod path;
+mod protection;
 mod receiver;
 mod sender;
 mod sink;
+mod source;
 #[cfg(test)]
 mod stream_tests;
 mod window;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
-pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackTx};
-pub use frame::{Endpoint, FrameError, FramePath, checked_frame, claimed_session, write_frame};
+pub use datagram::{Datagram, Pieces};
+pub use demux::Demux;
+pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackTx};
+pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};
 pub use pacing::Pacer;
+pub use path::{Endpoint, FramePath};
+pub use protection::{
+    Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,
+    Sealer, Secret, Unproved, agree,
+};
 pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};
 pub use sender::{LaneConfig, LaneRound, LaneSender, Pages, SendError};
 pub use sink::{FrameSink, XskSink};
+pub use source::{FrameSource, XskSource};
 pub use window::Window;

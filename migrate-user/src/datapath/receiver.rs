@@ -7,19 +7,21 @@ use std::sync::{
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{FrameKind, PageDescriptor},
+    wire::{FrameHeader, FrameKind, PageDescriptor},
 };
 
 use super::{
     accounting::{FrameSet, QueueFigures},
+    datagram::Datagram,
     feedback::{Feedback, FeedbackTx},
-    frame::CheckedFrame,
+    frame::Frame,
     layout::FrameLayout,
+    protection::{Opener, Protection, Unproved},
 };
 use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
 
 /// Most sender threads one migration may have.
-const MAX_LANES: u16 = 64;
+pub const MAX_LANES: u16 = 64;
 /// How often the last feedback is said again while nothing comes.
 const REPEATS: u32 = 3;
 
@@ -35,6 +37,10 @@ pub struct InboundSpec {
     pub reservations: Vec<Reservation>,
     /// How the peer cuts pages.
     pub frames: FrameLayout,
+    /// How it guards frames.
+    pub protection: Protection,
+    /// Its sender threads, at most [`MAX_LANES`].
+    pub lanes: u16,
     /// Whether to keep a hash of every page.
     pub hash: bool,
     /// Where feedback goes.
@@ -63,6 +69,7 @@ struct QueueCounters {
     reordered: AtomicU64,
     duplicates: AtomicU64,
     corrupt: AtomicU64,
+    bad_tag: AtomicU64,
     stale: AtomicU64,
     malformed: AtomicU64,
 }
@@ -114,8 +121,13 @@ impl Inbound {
 
     /// Whether so many frames of each lane can belong to one epoch.
     pub fn can_be(&self, frames: &[u32]) -> bool {
-        frames.len() <= usize::from(MAX_LANES)
+        frames.len() <= usize::from(self.lanes())
             && frames.iter().all(|&frames| u64::from(frames) <= self.max_sequence)
+    }
+
+    /// Sender threads.
+    fn lanes(&self) -> u16 {
+        self.spec.lanes.min(MAX_LANES)
     }
 
     /// The guest's pages.
@@ -148,6 +160,7 @@ impl Inbound {
             reordered: read(&counters.reordered),
             duplicates: read(&counters.duplicates),
             corrupt: read(&counters.corrupt),
+            bad_tag: read(&counters.bad_tag),
             stale: read(&counters.stale),
             malformed: read(&counters.malformed),
         });
@@ -270,6 +283,7 @@ pub struct SessionReceiver {
     inbound: Arc<Inbound>,
     queue: usize,
     open: u32,
+    opener: Opener,
     lanes: Vec<LaneProgress>,
 }
 
@@ -277,10 +291,11 @@ impl SessionReceiver {
     /// Begins with epoch 1 open, for a queue of the NIC.
     pub fn new(inbound: Arc<Inbound>, queue: u32) -> Self {
         let queue = (queue as usize).min(inbound.queues.len() - 1);
-        Self { inbound, queue, open: 1, lanes: Vec::new() }
+        let opener = Opener::new(inbound.spec.protection.clone());
+        Self { inbound, queue, open: 1, opener, lanes: Vec::new() }
     }
 
-    /// Counts a frame of this migration that had changed on the way.
+    /// Counts a frame that says to be of this migration and does not hold.
     pub fn corrupt(&self) {
         self.inbound.queues[self.queue].corrupt.fetch_add(1, Ordering::Relaxed);
     }
@@ -290,8 +305,28 @@ impl SessionReceiver {
         &self.inbound
     }
 
-    /// Places a frame's pages, or counts why not.
-    pub fn handle(&mut self, frame: &CheckedFrame<'_>) {
+    /// Checks what guards a frame with this header and places its pages, or counts why not.
+    ///
+    /// # Errors
+    /// When the guard does not hold.
+    pub fn handle(&mut self, datagram: &Datagram<'_>, header: FrameHeader) -> Result<(), Unproved> {
+        // Out of `self` for as long as `self` places what it opened.
+        let mut opener = std::mem::take(&mut self.opener);
+        let opened = opener.open(datagram, header, |frame| self.place(frame));
+        self.opener = opener;
+        if let Err(unproved) = opened {
+            let counters = &self.inbound.queues[self.queue];
+            let counter = match unproved {
+                Unproved::Corrupt => &counters.corrupt,
+                Unproved::BadTag => &counters.bad_tag,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Places a proved frame's pages, or counts why not.
+    fn place(&mut self, frame: &Frame<'_>) {
         let header = frame.header;
         let counters = &self.inbound.queues[self.queue];
         let count = |counter: &AtomicU64| {
@@ -303,7 +338,7 @@ impl SessionReceiver {
         if header.epoch != self.open {
             return count(&counters.stale);
         }
-        if header.lane >= MAX_LANES || u64::from(header.sequence) >= self.inbound.max_sequence {
+        if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
             return count(&counters.malformed);
         }
         let Some(placements) = self.placements(frame) else {
@@ -345,7 +380,7 @@ impl SessionReceiver {
     }
 
     /// All descriptors with their bounds checked, or `None`: a frame is placed whole or not at all.
-    fn placements(&self, frame: &CheckedFrame<'_>) -> Option<Vec<Placement>> {
+    fn placements(&self, frame: &Frame<'_>) -> Option<Vec<Placement>> {
         let layout = &self.inbound.spec.layout;
         let mut payload = 0;
         let mut cleared = 0;

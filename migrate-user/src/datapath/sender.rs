@@ -8,15 +8,16 @@ use std::{
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, HEADER_LEN, PageDescriptor},
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, PageDescriptor, TAG_LEN},
 };
 
 use super::{
     accounting::LaneLosses,
     feedback::FeedbackRx,
-    frame::{FramePath, write_frame},
     layout::FrameLayout,
     pacing::Pacer,
+    path::FramePath,
+    protection::{NonceReused, Protection, Sealer},
     sink::FrameSink,
     window::Window,
 };
@@ -38,6 +39,9 @@ pub enum SendError {
     /// The link refused.
     #[error("the migration NIC does not take frames: {0}")]
     Link(#[from] std::io::Error),
+    /// A mistake in this program, found before it could do harm.
+    #[error("this is a defect of xferry: {0}")]
+    Numbering(#[from] NonceReused),
     /// The receiver says nothing.
     #[error(
         "the destination has not confirmed a page for {} s: is the migration network cut?",
@@ -58,7 +62,7 @@ pub struct Pages<'a> {
 }
 
 /// What one lane needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LaneConfig {
     /// Number of the migration.
     pub session: u64,
@@ -68,6 +72,8 @@ pub struct LaneConfig {
     pub frames: FrameLayout,
     /// Headers of its frames.
     pub path: FramePath,
+    /// How frames are guarded.
+    pub protection: Protection,
     /// Frames the receiver has room for.
     pub window: u32,
     /// Limit in bytes per second on the wire.
@@ -120,6 +126,17 @@ pub struct LaneSender<S, F> {
     window: Window,
     pacer: Pacer,
     transit: Transit,
+    sealer: Sealer,
+    /// Probe frames sent so far.
+    probes: u32,
+}
+
+/// What tells a lane's frames apart.
+#[derive(Clone, Copy)]
+struct FrameNumber {
+    kind: FrameKind,
+    epoch: u32,
+    sequence: u32,
 }
 
 /// How long it takes from a frame's sending until the receiver's word that it came is here: the longest of late.
@@ -163,7 +180,8 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub fn new(config: LaneConfig, sink: S, feedback: F) -> Self {
         let window = Window::new(config.window);
         let pacer = Pacer::new(config.bandwidth);
-        Self { config, sink, feedback, window, pacer, transit: Transit::default() }
+        let sealer = Sealer::new(config.protection.clone());
+        Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, probes: 0 }
     }
 
     /// The link, for its owner.
@@ -232,26 +250,16 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// # Errors
     /// [`SendError`].
     pub fn probe(&mut self, frames: FrameLayout, count: u32, stop: &AtomicBool) -> Result<(), SendError> {
-        let start = self.config.path.len();
-        for sequence in 0..count {
-            let header = FrameHeader {
-                kind: FrameKind::Probe,
-                descriptors: 0,
-                session: self.config.session,
-                epoch: 0,
-                lane: self.config.lane,
-                sequence,
-                payload: (frames.frame_len - start - HEADER_LEN) as u32,
-                checksum: 0,
-            };
-            let path = &self.config.path;
-            while !self.sink.frame(|buffer| {
-                buffer[start + HEADER_LEN..frames.frame_len].fill(0);
-                write_frame(buffer, path, header)
-            })? {
-                check(stop)?;
-                self.sink.flush()?;
-            }
+        let body_at = self.config.path.len() + HEADER_LEN;
+        let payload = frames.frame_len - frames.prefix - HEADER_LEN - TAG_LEN;
+        for _ in 0..count {
+            let number = FrameNumber { kind: FrameKind::Probe, epoch: 0, sequence: self.probes };
+            self.probes += 1;
+            self.queue(stop, number, |header, buffer| {
+                buffer[body_at..body_at + payload].fill(0);
+                header.payload = payload as u32;
+                true
+            })?;
         }
         while self.sink.flush()? > 0 {
             check(stop)?;
@@ -351,37 +359,13 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         fill: impl FnOnce(&mut Round<'_>, &mut FrameHeader, &mut [u8]),
     ) -> Result<(), SendError> {
         self.wait_for_room(round)?;
-        let mut header = FrameHeader {
-            kind: FrameKind::Pages,
-            descriptors: 0,
-            session: self.config.session,
-            epoch: round.epoch,
-            lane: self.config.lane,
-            sequence: round.result.frames,
-            payload: 0,
-            checksum: 0,
-        };
-        let path = &self.config.path;
-        let mut len = 0;
-        let mut fill = Some(fill);
-        loop {
-            let queued = self.sink.frame(|buffer| {
-                if let Some(fill) = fill.take() {
-                    fill(round, &mut header, buffer);
-                    if header.descriptors > 0 {
-                        len = write_frame(buffer, path, header);
-                    }
-                }
-                len
-            })?;
-            if queued {
-                break;
-            }
-            check(round.stop)?;
-            if self.sink.flush()? > 0 {
-                std::thread::yield_now();
-            }
-        }
+        let stop = round.stop;
+        let number =
+            FrameNumber { kind: FrameKind::Pages, epoch: round.epoch, sequence: round.result.frames };
+        let len = self.queue(stop, number, |header, buffer| {
+            fill(round, header, buffer);
+            header.descriptors > 0
+        })?;
         if len == 0 {
             return Ok(());
         }
@@ -394,6 +378,48 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             self.pause(pause)?;
         }
         Ok(())
+    }
+
+    /// Lets `fill` write a frame's body behind the headers, completes the frame and queues it, unless `fill` says that there
+    /// is nothing to send. Returns its length on the wire, bytes.
+    fn queue(
+        &mut self,
+        stop: &AtomicBool,
+        number: FrameNumber,
+        fill: impl FnOnce(&mut FrameHeader, &mut [u8]) -> bool,
+    ) -> Result<usize, SendError> {
+        let mut header = FrameHeader {
+            kind: number.kind,
+            descriptors: 0,
+            session: self.config.session,
+            epoch: number.epoch,
+            lane: self.config.lane,
+            sequence: number.sequence,
+            guard: Guard::Checksum,
+            payload: 0,
+            checksum: 0,
+        };
+        let (path, sealer) = (&self.config.path, &mut self.sealer);
+        let mut completed = Ok(0);
+        let mut fill = Some(fill);
+        while !self.sink.frame(|buffer| {
+            if let Some(fill) = fill.take()
+                && fill(&mut header, buffer)
+            {
+                completed = sealer.complete(buffer, path, header);
+            }
+            completed.unwrap_or(0)
+        })? {
+            check(stop)?;
+            if self.sink.flush()? > 0 {
+                std::thread::yield_now();
+            }
+        }
+        // Whatever the sink takes, on the wire there are headers before it.
+        Ok(match completed? {
+            0 => 0,
+            len => len - self.config.path.len() + self.config.frames.prefix,
+        })
     }
 
     fn pause(&mut self, pause: Duration) -> Result<(), SendError> {

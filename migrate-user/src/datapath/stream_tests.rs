@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, atomic::AtomicBool, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -28,7 +31,7 @@ struct Faults {
 }
 
 struct Wire {
-    receiver: Arc<Mutex<SessionReceiver>>,
+    receiver: Arc<Mutex<Demux>>,
     faults: Faults,
     seed: u64,
     held: Option<Vec<u8>>,
@@ -48,17 +51,11 @@ impl Wire {
         let cut = frame.len().min(3840);
         let pieces: Vec<&[u8]> =
             if cut < frame.len() { vec![&frame[..cut], &frame[cut..]] } else { vec![frame] };
-        if let Ok(checked) = checked_frame(&Packet::new(&pieces), PORT) {
-            let mut receiver = self.receiver.lock().unwrap();
-            receiver.handle(&checked);
-            receiver.feedback(true);
-        } else {
-            let session = claimed_session(&Packet::new(&pieces), PORT);
-            if session == Some(77) {
-                self.receiver.lock().unwrap().corrupt();
-            }
-            self.lost += 1;
-        }
+        let mut receiver = self.receiver.lock().unwrap();
+        let damaged = receiver.damaged().load(Relaxed);
+        receiver.take(Datagram::in_ethernet(&Packet::new(&pieces), PORT).as_ref());
+        receiver.feedback(true);
+        self.lost += receiver.damaged().load(Relaxed) - damaged;
     }
 
     fn push(&mut self, mut frame: Vec<u8>) {
@@ -127,6 +124,17 @@ impl FeedbackRx for Loop {
     }
 }
 
+/// Each in turn, by seed.
+fn protection(seed: u64) -> Protection {
+    let sealed = |cipher| Protection::Sealed(Arc::new(Secret::new([7; 32]).page_key(77, cipher).unwrap()));
+    match seed % 4 {
+        0 => Protection::Checksum,
+        1 => sealed(Cipher::Aes128Gcm),
+        2 => sealed(Cipher::Aes256Gcm),
+        _ => sealed(Cipher::ChaCha20Poly1305),
+    }
+}
+
 fn ram(pages: u64) -> Mapping {
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(pages * PAGE_SIZE as u64).unwrap();
@@ -138,7 +146,7 @@ struct Stream {
     source: Vec<Mapping>,
     sent: AtomicPageSet,
     inbound: Arc<Inbound>,
-    receiver: Arc<Mutex<SessionReceiver>>,
+    receiver: Arc<Mutex<Demux>>,
     sender: LaneSender<WireSink, Loop>,
     epoch: u32,
     stalls: u32,
@@ -167,14 +175,19 @@ impl Stream {
             feedback: Box::new(feedback.clone()),
             feedback_every: 4,
             queues: 1,
+            lanes: 1,
+            protection: protection(seed),
         });
-        let receiver = Arc::new(Mutex::new(SessionReceiver::new(Arc::clone(&inbound), 0)));
+        let mut demux = Demux::default();
+        demux.open(Arc::clone(&inbound), 0);
+        let receiver = Arc::new(Mutex::new(demux));
         let end = |n: u8| Endpoint { mac: [2, 0, 0, 0, 0, n], ip: [10, 0, 0, n].into() };
         let config = LaneConfig {
             session: 77,
             lane: 0,
             frames,
             path: FramePath::new(end(1), end(2), 50_000, PORT),
+            protection: protection(seed),
             window: 32,
             bandwidth: None,
         };
@@ -205,7 +218,7 @@ impl Stream {
         let sent = self.sender.send_round(self.epoch, view, pages.iter(), &stop, &progress).unwrap();
         assert_eq!(progress.into_inner(), pages.count());
         self.stalls += sent.stalls;
-        let received = self.receiver.lock().unwrap().close(self.epoch);
+        let received = self.receiver.lock().unwrap().close(77, self.epoch);
         self.inbound.reset_arrived();
         let mut again = PageSet::new(self.layout.pages());
         let mut lost_frames = 0;
@@ -260,7 +273,7 @@ fn pages_that_become_zero_are_zeroed_and_untouched_zeroes_cost_nothing() {
     let mut stream = Stream::new(&[64], 9000, Faults::default(), 1);
     (0..8).for_each(|page| stream.write(page, 9));
     stream.settle(stream.set(0..64));
-    let frames = stream.inbound.counters().frames.load(std::sync::atomic::Ordering::Relaxed);
+    let frames = stream.inbound.counters().frames.load(Relaxed);
     assert_eq!(frames, 4, "8 pages in 4 frames, 56 zero pages in none");
     [2, 3, 4, 6].into_iter().for_each(|page| stream.write(page, 0));
     stream.settle(stream.set([2, 3, 4, 6, 30]));
@@ -300,6 +313,7 @@ fn frames_of_a_closed_epoch_are_never_placed() {
             lane: 0,
             frames,
             path: FramePath::new(end(1), end(2), 1, PORT),
+            protection: protection(1),
             window: 8,
             bandwidth: None,
         };
@@ -312,7 +326,9 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     stream.write(0, 2);
     stream.settle(stream.set([0]));
     let late = old.lock().unwrap()[0].clone();
-    stream.receiver.lock().unwrap().handle(&checked_frame(&Packet::new(&[&late]), PORT).unwrap());
+    let late: [&[u8]; 1] = [&late];
+    let late = Packet::new(&late);
+    stream.receiver.lock().unwrap().take(Datagram::in_ethernet(&late, PORT).as_ref());
     assert_eq!(stream.inbound.figures()[0].stale, 1);
     stream.assert_equal();
 }
@@ -328,15 +344,27 @@ fn a_window_that_loses_all_its_frames_does_not_hang() {
 #[test]
 fn every_kind_of_fault_is_counted_for_its_queue() {
     let faults = Faults { lose: 5, duplicate: 10, swap: 10, corrupt: 10 };
-    let mut stream = Stream::new(&[2000], 9000, faults, 99);
+    for (seed, sealed) in [(100, false), (101, true)] {
+        counted(faults, seed, sealed);
+    }
+}
+
+fn counted(faults: Faults, seed: u64, sealed: bool) {
+    let mut stream = Stream::new(&[2000], 9000, faults, seed);
     (0..2000).for_each(|page| stream.write(page, 1 + (page % 250) as u8));
     stream.settle(stream.set(0..2000));
     stream.assert_equal();
     let [figures] = stream.inbound.figures()[..] else { panic!("one queue") };
     assert!(figures.frames >= 1000, "{figures:?}");
-    for count in [figures.duplicates, figures.reordered, figures.corrupt] {
+    // Damage to the header is found before the guard is looked at.
+    let (damaged, other) = match sealed {
+        true => (figures.bad_tag, figures.corrupt),
+        false => (figures.corrupt, figures.bad_tag),
+    };
+    for count in [figures.duplicates, figures.reordered, damaged] {
         assert!((20..400).contains(&count), "{figures:?}");
     }
+    assert!(other < damaged / 10, "{figures:?}");
     assert_eq!((figures.queue, figures.malformed), (0, 0));
 }
 
@@ -359,9 +387,12 @@ fn lost_feedback_is_said_again() {
     stream.sender.send_round(1, view, 0..8, &stop, &progress).unwrap();
     let mut receiver = stream.receiver.lock().unwrap();
     assert!(receiver.may_repeat());
-    let again = (0..10).take_while(|_| receiver.repeat_feedback()).count();
-    assert_eq!(again, 2, "not for ever");
-    receiver.close(1);
+    let again = (0..10).take_while(|_| {
+        receiver.repeat_feedback();
+        receiver.may_repeat()
+    });
+    assert_eq!(again.count(), 2, "not for ever");
+    receiver.close(77, 1);
     assert!(!receiver.may_repeat());
 }
 

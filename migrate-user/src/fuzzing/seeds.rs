@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use migrate_common::wire::{FrameHeader, FrameKind, PageDescriptor};
+use migrate_common::wire::{FrameHeader, FrameKind, Guard, PageDescriptor};
 
 use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
-    datapath::LaneLosses,
+    datapath::{Cipher, Encryption, LaneLosses, Offer},
     preflight::{Check, Finding},
 };
 
@@ -20,7 +20,9 @@ const TARGETS: [Target; 9] = [
     ("definition", definition, || {
         texts(&[("full", DEFINITION), ("least", "name = \"web\"\nqmp = \"/q\"\n")])
     }),
-    ("config", config, || texts(&[("full", CONFIG), ("least", LEAST_CONFIG)])),
+    ("config", config, || {
+        texts(&[("full", CONFIG), ("least", LEAST_CONFIG), ("certificates", SECURE_CONFIG)])
+    }),
     ("journal", journal, journals),
     ("qmp", qmp, || texts(&[("start", QMP_START), ("answers", QMP_ANSWERS), ("huge-time", QMP_HUGE_TIME)])),
     ("maps", maps, || texts(&[("whole", MAPS), ("backwards", MAPS_BACKWARDS)])),
@@ -36,6 +38,20 @@ const LEAST_CONFIG: &str = r#"name = "a"
 insecure = true
 control = { listen = "[::1]:4790" }
 migration = { interface = "eno2" }
+"#;
+const SECURE_CONFIG: &str = r#"name = "host-a"
+pki-dir = "/etc/xferry/pki"
+encryption = "preferred"
+ciphers = ["aes-128-gcm", "chacha20-poly1305"]
+[control]
+listen = "10.0.0.1:4790"
+[migration]
+interface = "eno2"
+[peers]
+host-b = "10.0.0.2:4790"
+[allow]
+send = ["host-b"]
+receive = []
 "#;
 const CONFIG: &str = r#"name = "host-a"
 socket = "/run/xferry/xferry.sock"
@@ -112,6 +128,7 @@ fn framed(flags: u8, lane: u16, sequence: u32, descriptors: &[PageDescriptor]) -
         epoch: 1,
         lane,
         sequence,
+        guard: Guard::Checksum,
         payload: payload as u32,
         checksum: 0,
     };
@@ -143,6 +160,9 @@ fn frames() -> Vec<(String, Vec<u8>)> {
         ),
         ("last-number", framed(0, 63, u32::MAX, &[zero(0, 0, 1)])),
         ("probe", probe),
+        ("sealed", framed(8 | 0x10, 0, 0, &[data(1, 1, 8, 300), zero(0, 0, 2)])),
+        ("guards", [framed(8, 0, 0, &[zero(0, 0, 1)]), framed(0x40, 0, 1, &[data(0, 0, 0, 9)])].concat()),
+        ("sealed-in-vain", framed(0x40, 0, 0, &[zero(1, 0, 5)])),
         ("pages", framed(0x10, 62, 0, &[data(0, 2, 0, 4096), data(1, 0, 0, 4096)])),
         (
             "late",
@@ -173,6 +193,7 @@ pub(crate) fn prepare() -> Prepare {
         single_buffer: false,
         ip: [10, 0, 0, 1].into(),
         mac: "52:54:00:00:00:01".parse().unwrap(),
+        encryption: Offer { encryption: Encryption::Preferred, ciphers: vec![Cipher::Aes128Gcm] },
         feedback_ports: vec![50_000, 50_001],
         verify: Some(VerifyMode::Hash),
         force: false,
@@ -189,6 +210,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         single_buffer: false,
         port: PORT,
         window: 512,
+        cipher: Some(Cipher::Aes128Gcm),
         transport: "eno2, driver".into(),
     };
     let findings = vec![Finding::bad(Check::VmState, "it is paused", "resume it")];

@@ -30,7 +30,11 @@ pub use source::{
 };
 
 use crate::{
-    control::ControlError, datapath::SendError, memory::MemoryError, network::NetworkError, vmm::VmmError,
+    control::ControlError,
+    datapath::{KeyError, SendError},
+    memory::MemoryError,
+    network::NetworkError,
+    vmm::VmmError,
 };
 
 impl MigrationError {
@@ -116,6 +120,9 @@ pub enum MigrationError {
     /// The page stream.
     #[error(transparent)]
     Send(#[from] SendError),
+    /// Keys of the page stream.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A network interface.
     #[error(transparent)]
     Network(#[from] NetworkError),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{Decision, Limits, MigrationError, Policy, RoundFigures, SourceHandover, Verdict};
 use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
-    datapath::LaneLosses,
+    datapath::{Cipher, LaneLosses},
     memory::{Digest, MemoryError, PageSet},
     pki::Certified,
     preflight::{self, Check, Finding},
@@ -305,6 +305,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         let Some(prepared) = examined.prepared.filter(|_| self.plan.can_send) else { return Ok(()) };
         self.record.update(|report| {
             report.transport.receiver.clone_from(&prepared.transport);
+            report.transport.encryption = prepared.cipher.map_or("off", Cipher::name).into();
             report.transport.mtu = prepared.mtu.min(self.plan.prepare.mtu);
         });
         match self.host.open_stream(&prepared).await {

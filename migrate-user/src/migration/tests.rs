@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     control::{Channel, ControlError, Item, Message, Prepare, Prepared, VerifyMode},
-    datapath::{FrameSet, LaneLosses, QueueFigures, losses},
+    datapath::{Cipher, Encryption, FrameSet, LaneLosses, Offer, QueueFigures, losses},
     memory::{Digest, MemoryError, PageSet},
     preflight::{self, Check, Finding, SourceFacts},
     report::{Recorder, Report, Status},
@@ -497,6 +497,7 @@ fn prepared() -> Prepared {
         single_buffer: false,
         port: 4791,
         window: 100,
+        cipher: None,
         transport: "memory".into(),
     }
 }
@@ -568,6 +569,7 @@ fn plan(verify: Option<VerifyMode>, quiesced: bool) -> SourcePlan {
         single_buffer: false,
         ip: [10, 0, 0, 1].into(),
         mac: crate::network::Mac([2; 6]),
+        encryption: Offer { encryption: Encryption::Preferred, ciphers: vec![Cipher::Aes128Gcm] },
         feedback_ports: vec![1],
         verify,
         force: false,

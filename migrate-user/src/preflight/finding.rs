@@ -24,6 +24,8 @@ pub enum Check {
     Peer,
     /// Both agents have proved who they are, and nobody else reads what they say.
     ControlChannel,
+    /// Pages are encrypted, or need not be.
+    PageEncryption,
     /// Versions of both agents.
     Agents,
     /// Both hosts' clocks.
@@ -70,7 +72,7 @@ pub enum Check {
 
 impl Check {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Monitor,
         Self::VmState,
         Self::RamBacking,
@@ -80,6 +82,7 @@ impl Check {
         Self::SendingNic,
         Self::Peer,
         Self::ControlChannel,
+        Self::PageEncryption,
         Self::Agents,
         Self::ClockOffset,
         Self::Admission,

@@ -11,6 +11,7 @@
 
 mod compare;
 mod cpuid;
+mod encryption;
 mod facts;
 mod finding;
 mod host;
@@ -25,6 +26,7 @@ pub use compare::{
     after_launch, before_launch, clock, needed, not_compared, not_launched, path_lost, path_proved,
     path_unproved,
 };
+pub use encryption::page_encryption;
 pub use facts::{
     Admission, Backing, DestinationFacts, HostFacts, HugePool, ImageFacts, NicFacts, Room, Sample,
     SourceFacts, Uplink,

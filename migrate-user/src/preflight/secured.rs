@@ -16,7 +16,7 @@ pub fn control_channel(certificates: Option<[&Certified; 2]>) -> Finding {
         .iter()
         .map(|certificate| format!("{} until {}", certificate.name, certificate.expires.date()))
         .collect();
-    let found = format!("TLS 1.3, certificates of {}; pages are not encrypted", found.join(" and "));
+    let found = format!("TLS 1.3, certificates of {}", found.join(" and "));
     let ending: Vec<String> = certificates
         .iter()
         .filter(|certificate| certificate.ends_soon())

@@ -76,6 +76,9 @@ pub struct Transport {
     pub mtu: usize,
     /// Sender threads.
     pub lanes: usize,
+    /// By what pages were encrypted: a cipher's name, or `off`.
+    #[serde(default)]
+    pub encryption: String,
     /// The destination's side in its own words.
     pub receiver: String,
 }

@@ -75,12 +75,13 @@ pub fn closing(report: &Report) -> String {
     let t = &report.transport;
     let _ = writeln!(
         out,
-        "  transport   {}, XDP {}, {}, MTU {}, {} lane(s); receiver {}",
+        "  transport   {}, XDP {}, {}, MTU {}, {} lane(s), encryption {}; receiver {}",
         t.mode,
         t.xdp_mode,
         if t.zero_copy { "zero-copy" } else { "copy mode" },
         t.mtu,
         t.lanes,
+        if t.encryption.is_empty() { "?" } else { &t.encryption },
         t.receiver
     );
     if !report.scan_mode.is_empty() {
@@ -113,6 +114,7 @@ fn frames(out: &mut String, stream: &Stream) {
         reordered: stream.over_queues(|queue| queue.reordered),
         duplicates: stream.over_queues(|queue| queue.duplicates),
         corrupt: stream.over_queues(|queue| queue.corrupt),
+        bad_tag: stream.over_queues(|queue| queue.bad_tag),
         stale: stream.over_queues(|queue| queue.stale),
         malformed: stream.over_queues(|queue| queue.malformed),
         ..QueueFigures::default()
@@ -138,8 +140,8 @@ fn lane_line(lane: &LaneFigures) -> String {
 /// What came to a queue and was not simply placed.
 pub fn queue_line(queue: &QueueFigures) -> String {
     format!(
-        "{} reordered, {} duplicate, {} corrupt, {} stale, {} malformed",
-        queue.reordered, queue.duplicates, queue.corrupt, queue.stale, queue.malformed
+        "{} reordered, {} duplicate, {} corrupt, {} bad tag, {} stale, {} malformed",
+        queue.reordered, queue.duplicates, queue.corrupt, queue.bad_tag, queue.stale, queue.malformed
     )
 }
 

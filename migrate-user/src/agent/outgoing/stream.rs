@@ -1,21 +1,18 @@
 //! The page stream that leaves this host.
 
-use std::{
-    net::UdpSocket,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use crate::{
     agent::port::LeasedSink,
-    datapath::{FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
+    datapath::{FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
     memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
     migration::{MigrationError, PageStream, RoundSent},
 };
 
-pub(super) type Lane = LaneSender<LeasedSink, UdpSocket>;
+pub(super) type Lane = LaneSender<LeasedSink, FeedbackSocket>;
 
 /// The page stream over this host's send queues, a thread for each.
 pub(super) struct OutgoingStream {

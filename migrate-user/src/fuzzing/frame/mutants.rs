@@ -28,11 +28,12 @@ enum Wrong {
     PartOfARefusedFrame,
     EveryEpoch,
     OldEpochsOnly,
+    EveryGuard,
     Duplicates,
     FirstLaneOnly,
 }
 
-const ALL: [Wrong; 15] = [
+const ALL: [Wrong; 16] = [
     Wrong::OneByteFurther,
     Wrong::NextPage,
     Wrong::OtherBackend,
@@ -46,6 +47,7 @@ const ALL: [Wrong; 15] = [
     Wrong::PartOfARefusedFrame,
     Wrong::EveryEpoch,
     Wrong::OldEpochsOnly,
+    Wrong::EveryGuard,
     Wrong::Duplicates,
     Wrong::FirstLaneOnly,
 ];
@@ -58,7 +60,8 @@ struct Mutant {
 }
 
 impl Receives for Mutant {
-    fn take(&mut self, _: &Packet<'_>, sent: &Sent) -> bool {
+    fn take(&mut self, _: &Packet<'_>, sent: Option<&Sent>) -> bool {
+        let Some(sent) = sent else { return self.wrong == Wrong::EveryGuard };
         let mut seen = sent.clone();
         match self.wrong {
             Wrong::EveryEpoch => seen.header.epoch = self.rules.epoch,

@@ -1,0 +1,91 @@
+//! The sending side: what completes a frame.
+
+use aws_lc_rs::aead::{Aad, Nonce};
+use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, HEADER_LEN, TAG_LEN};
+
+use super::{PageKey, Protection};
+use crate::datapath::path::FramePath;
+
+/// Two frames of a lane with the same number, or in the wrong order. A nonce used twice would give the guest's memory away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("frame {sequence} of round {epoch} was about to be sealed out of order")]
+pub struct NonceReused {
+    epoch: u32,
+    sequence: u32,
+}
+
+/// Completes the frames of one lane.
+pub struct Sealer {
+    protection: Protection,
+    /// Epoch and number of the last sealed frame.
+    last: Option<(u32, u32)>,
+}
+
+impl Sealer {
+    /// For the frames of one lane; no other sealer may have the same key and lane.
+    pub const fn new(protection: Protection) -> Self {
+        Self { protection, last: None }
+    }
+
+    /// Completes a frame whose descriptors and payload are already in `buffer`, behind the headers: writes headers,
+    /// encrypts, and adds what guards it. `header.guard` and `header.checksum` are set here. Returns its length with
+    /// `path`'s headers, bytes.
+    ///
+    /// # Errors
+    /// [`NonceReused`] when the frame is not numbered above the last one of its lane, by epoch and sequence.
+    pub fn complete(
+        &mut self,
+        buffer: &mut [u8],
+        path: &FramePath,
+        mut header: FrameHeader,
+    ) -> Result<usize, NonceReused> {
+        header.guard = self.protection.guard();
+        header.checksum = 0;
+        let start = path.len();
+        let end = start + header.frame_len();
+        let head = header.to_bytes();
+        path.write(buffer, header.frame_len());
+        let frame = &mut buffer[start..end];
+        frame[..HEADER_LEN].copy_from_slice(&head);
+        match &self.protection {
+            Protection::Checksum => {
+                let checksum = crc32c::crc32c(frame);
+                frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+            }
+            Protection::Sealed(key) => {
+                let (epoch, sequence) = (header.epoch, header.sequence);
+                let reused = NonceReused { epoch, sequence };
+                if self.last.is_some_and(|last| (epoch, sequence) <= last) {
+                    return Err(reused);
+                }
+                self.last = Some((epoch, sequence));
+                let (body, tag) = frame[HEADER_LEN..].split_at_mut(header.body_len());
+                // The library refuses only bodies of gigabytes.
+                tag.copy_from_slice(&seal(key, &header, &head, body).ok_or(reused)?);
+            }
+        }
+        Ok(end)
+    }
+}
+
+fn seal(
+    key: &PageKey,
+    header: &FrameHeader,
+    head: &[u8; HEADER_LEN],
+    body: &mut [u8],
+) -> Option<[u8; TAG_LEN]> {
+    let nonce = Nonce::assume_unique_for_key(nonce(header));
+    let tag = key.key.seal_in_place_separate_tag(nonce, Aad::from(head), body).ok()?;
+    tag.as_ref().try_into().ok()
+}
+
+/// A frame's own number under the key of its migration: lane (2 bytes), kind (1), 0, epoch (4), sequence (4), all
+/// little-endian. Within a lane the [`Sealer`] never goes back, and every lane has one.
+pub(super) fn nonce(header: &FrameHeader) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[0..2].copy_from_slice(&header.lane.to_le_bytes());
+    nonce[2] = header.kind as u8;
+    nonce[4..8].copy_from_slice(&header.epoch.to_le_bytes());
+    nonce[8..12].copy_from_slice(&header.sequence.to_le_bytes());
+    nonce
+}
