@@ -13,7 +13,7 @@ use migrate_common::locate::{self, Datagram};
 use crate::{
     agent::AgentConfig,
     control::{Item, MAX_MESSAGE, Message, decode},
-    datapath::Feedback,
+    datapath::{Encryption, Feedback},
     memory::RamLayout,
     preflight::{self, Admission, Backing, DestinationFacts, HostFacts},
     vmm::VmDefinition,
@@ -111,7 +111,11 @@ pub fn definition(data: &[u8]) {
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(config) = AgentConfig::parse(text) {
-        assert!(config.insecure && config.migration.port != 0);
+        assert!(config.migration.port != 0 && !config.ciphers.is_empty());
+        if config.insecure {
+            let everybody = config.allow.send.is_none() && config.allow.receive.is_none();
+            assert!(everybody && config.encryption != Some(Encryption::Required), "without certificates");
+        }
         for pause in config.announce.pauses() {
             assert!(pause.as_millis() <= u128::from(config.announce.max));
         }
