@@ -9,17 +9,21 @@ use anyhow::{Result, bail};
 
 use crate::cargo;
 
-/// Tests of migrate-user that need no kernel: wire format, page sets, rings and what is decided in a handover.
-const PURE: [&str; 9] = [
-    "datapath::frame::",
+/// Tests of migrate-user that need no more of a kernel than files and clocks: wire format, messages, journal, definitions,
+/// page sets and rings.
+const PURE: [&str; 12] = [
+    "control::check::",
+    "control::channel::",
+    "datapath::path::",
     "datapath::feedback::",
     "datapath::accounting::",
     "datapath::layout::",
     "datapath::window::",
     "memory::pages::",
     "memory::layout::",
+    "migration::journal::",
+    "vmm::definition::",
     "xsk::ring::",
-    "migration::handover::session::",
 ];
 /// Cases of each property test: Miri is some hundred times slower than the processor.
 const CASES: &str = "8";

@@ -160,7 +160,8 @@ mod tests {
     use super::{super::arbitrary::messages, *};
     use proptest::prelude::*;
 
-    const LIMIT: Duration = Duration::from_secs(1);
+    /// Miri is slow.
+    const LIMIT: Duration = Duration::from_secs(if cfg!(miri) { 600 } else { 1 });
 
     #[tokio::test]
     async fn items_cross_in_order() {
