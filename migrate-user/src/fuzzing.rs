@@ -13,7 +13,7 @@ use migrate_common::locate::{self, Claim, Datagram};
 use crate::{
     agent::AgentConfig,
     control::{Item, MAX_MESSAGE, Message, decode},
-    datapath::Feedback,
+    datapath::{Encryption, Feedback},
     memory::RamLayout,
     preflight::{self, Admission, Backing, DestinationFacts, HostFacts},
     vmm::VmDefinition,
@@ -23,6 +23,13 @@ pub use frame::frame;
 
 /// UDP port of the page stream in all inputs.
 const PORT: u16 = 4791;
+
+/// Fewer cases of a property test than usual, where each takes long; and no more than `PROPTEST_CASES` says.
+#[cfg(test)]
+pub(crate) fn at_most(cases: u32) -> proptest::test_runner::Config {
+    let usual = proptest::test_runner::Config::default();
+    proptest::test_runner::Config { cases: cases.min(usual.cases), ..usual }
+}
 
 /// A feedback datagram: what is understood is written the same way.
 pub fn feedback(data: &[u8]) {
@@ -104,7 +111,11 @@ pub fn definition(data: &[u8]) {
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(config) = AgentConfig::parse(text) {
-        assert!(config.insecure && config.migration.port != 0);
+        assert!(config.migration.port != 0 && !config.ciphers.is_empty());
+        if config.insecure {
+            let everybody = config.allow.send.is_none() && config.allow.receive.is_none();
+            assert!(everybody && config.encryption != Some(Encryption::Required), "without certificates");
+        }
         for pause in config.announce.pauses() {
             assert!(pause.as_millis() <= u128::from(config.announce.max));
         }

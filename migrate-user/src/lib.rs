@@ -22,6 +22,7 @@ pub mod accounts;
 pub mod agent;
 pub mod control;
 pub mod datapath;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[expect(unsafe_code, reason = "mappings shared with the VMM, ptrace, ioctls")]

@@ -23,7 +23,7 @@ cargo xtask TASK
   faults [OPTIONS] build, then migrate a real VM again and again, with one fault in each migration, and count what
                    became of it (--runs N, --seed S, --json FILE, --markdown FILE)
   fuzz [TARGET…]   fuzz the parsers of what comes from outside, all or those named (--runs N, --seconds S for each;
-                   without either as long as `test` does)
+                   without either as long as `test` does; --asan with AddressSanitizer)
   miri [FILTER]    the tests of modules without system calls under Miri (nightly with miri and rust-src)
   wire [OPTIONS]   build, then measure migrations over a migration network that loses frames (--wire FAULTS …), or
                    beside a flood of strangers (--flood)

@@ -89,16 +89,16 @@ impl Tally {
     /// A bounded run of every fuzz target. Each counts as one test.
     fn fuzz(&mut self) -> Result<()> {
         println!("\n== fuzz: {} executions of each parser", fuzz::BOUNDED);
-        if let Some(reason) = fuzz::lacking() {
+        if let Some(reason) = fuzz::lacking(fuzz::Build::Plain) {
             self.skipped.push(reason);
             // As with a test that skips itself: the closing line takes the skipped off the passed.
             self.passed += 1;
             return Ok(());
         }
-        fuzz::build()?;
+        fuzz::make(fuzz::Build::Plain)?;
         let bound = fuzz::Bound { runs: Some(fuzz::BOUNDED), seconds: Some(fuzz::BOUNDED_SECONDS) };
         for target in fuzz::TARGETS {
-            self.step(target, &mut fuzz::fuzzer(target, bound))?;
+            self.step(target, &mut fuzz::fuzzer(target, bound, fuzz::Build::Plain))?;
         }
         Ok(())
     }

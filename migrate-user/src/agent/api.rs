@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State},
+    extract::{DefaultBodyLimit, Path as UrlPath, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -20,6 +20,9 @@ use crate::{
     preflight::{Finding, Outcome},
     report::Report,
 };
+
+/// Longest request body that is read, bytes. Real ones have a few hundred.
+const MAX_REQUEST: usize = 64 << 10;
 
 /// `POST /v1/migrations` and `/v1/check`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -153,6 +156,7 @@ pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io:
         .route("/v1/migrations/{id}/resolve", post(resolve))
         .route("/v1/cancel", post(cancel_only))
         .route("/v1/reports/latest", get(latest))
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(agent);
     axum::serve(listener, router).await
 }

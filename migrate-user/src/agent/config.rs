@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::socket::SocketGroup;
 use crate::{
     datapath::{Cipher, Encryption, Offer},
+    files::{self, MAX_CONFIG},
     migration::Limits,
     network::{AnnounceSchedule, Nic},
 };
@@ -228,7 +229,7 @@ impl AgentConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, MAX_CONFIG)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
     }

@@ -10,10 +10,13 @@ use std::{
 };
 
 use crate::{
+    files,
     migration::{Session, Verdict},
     report::{Phase, Report, Status},
 };
 
+/// Longest report that is read, bytes.
+const MAX_REPORT: u64 = 64 << 20;
 /// Reports that are remembered also when their file could not be written.
 const REMEMBERED: usize = 64;
 
@@ -97,7 +100,7 @@ impl History {
         if id.contains(['/', '\0']) || id.starts_with('.') {
             return None;
         }
-        let text = std::fs::read(self.directory.join(format!("{id}.json"))).ok()?;
+        let text = files::read(self.directory.join(format!("{id}.json")), MAX_REPORT).ok()?;
         serde_json::from_slice(&text).ok()
     }
 

@@ -2,14 +2,17 @@
 
 use std::{io::ErrorKind, os::unix::fs::MetadataExt, path::PathBuf};
 
-use anyhow::{Context, Result, bail};
-use http_body_util::{BodyExt, Full};
+use anyhow::{Context, Result, anyhow, bail};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use xferry::{accounts, agent::ErrorAnswer};
+
+/// Longest answer that is taken, bytes. The longest real one is the status of a host with many VMs on their way.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// The agent of this host.
 pub struct Client {
@@ -72,7 +75,9 @@ impl Client {
             .body(Full::new(body))?;
         let response = sender.send_request(request).await.context("the agent did not answer")?;
         let status = response.status();
-        let body = response.into_body().collect().await.context("the agent's answer broke off")?.to_bytes();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        // No `context`: this error may be of any type.
+        let body = body.map_err(|error| anyhow!("the agent's answer broke off: {error}"))?.to_bytes();
         if !status.is_success() {
             let message = serde_json::from_slice::<ErrorAnswer>(&body)
                 .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |answer| answer.error);

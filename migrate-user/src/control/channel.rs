@@ -157,10 +157,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Channel for StreamChannel<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::arbitrary::messages, *};
     use proptest::prelude::*;
 
-    const LIMIT: Duration = Duration::from_secs(1);
+    /// Miri is slow.
+    const LIMIT: Duration = Duration::from_secs(if cfg!(miri) { 600 } else { 1 });
 
     #[tokio::test]
     async fn items_cross_in_order() {
@@ -279,54 +280,9 @@ mod tests {
         assert!(matches!(decode(&mut buffer, MAX_MESSAGE), Err(ControlError::Malformed(_))));
     }
 
-    fn ranges() -> impl Strategy<Value = Vec<(u32, u32)>> {
-        proptest::collection::btree_set(any::<u32>(), 0..8).prop_map(|bounds| {
-            let bounds: Vec<u32> = bounds.into_iter().collect();
-            bounds.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
-        })
-    }
-
-    fn messages() -> impl Strategy<Value = Message> {
-        use crate::{control::Running, datapath::LaneLosses, fuzzing::seeds::prepare};
-        let losses = proptest::collection::btree_map(0u16..64, ranges(), 0..5);
-        prop_oneof![
-            (any::<u32>(), ".{0,30}", ".{0,30}", any::<Option<u64>>()).prop_map(
-                |(protocol, software, name, clock)| Message::Hello { protocol, software, name, clock }
-            ),
-            (any::<u64>(), ".{0,30}", proptest::collection::vec(1u16.., 0..64), any::<bool>()).prop_map(
-                |(session, id, feedback_ports, force)| {
-                    Message::Prepare(Box::new(crate::control::Prepare {
-                        session,
-                        id,
-                        feedback_ports,
-                        force,
-                        ..prepare()
-                    }))
-                }
-            ),
-            (any::<u32>(), proptest::collection::vec(any::<u32>(), 0..64), any::<bool>(), 0u64..10_000_000)
-                .prop_map(|(epoch, frames, last, transit_us)| Message::RoundEnd {
-                    epoch,
-                    frames,
-                    last,
-                    transit_us
-                }),
-            (any::<u32>(), losses).prop_map(|(epoch, losses)| {
-                let losses = losses.into_iter().map(|(lane, missing)| LaneLosses { lane, missing }).collect();
-                Message::RoundClosed { epoch, losses, queues: Vec::new() }
-            }),
-            (any::<u32>(), any::<u32>(), any::<u16>()).prop_map(|(announced, announcements, ms)| {
-                // A number of ms that text holds exactly.
-                let resume_ms = f64::from(ms) / 8.0;
-                Message::Running(Running { resume_ms, announced, announcements, digest: None })
-            }),
-            any::<u64>().prop_map(|bytes| Message::StateEnd { bytes }),
-            (any::<u64>(), any::<bool>()).prop_map(|(session, whole)| Message::Claim { session, whole }),
-            ".{0,300}".prop_map(|reason| Message::Abort { reason }),
-        ]
-    }
-
     proptest! {
+        #![proptest_config(crate::fuzzing::at_most(64))]
+
         /// However the network cuts the stream, the same items come out.
         #[test]
         fn items_survive_any_cut(sent in proptest::collection::vec(prop_oneof![

@@ -14,10 +14,10 @@ const MAX_RAM: u64 = 1 << 46;
 const MAX_BACKENDS: usize = 1024;
 /// Most of what a machine has several of: vCPUs, devices, NICs, disks …
 const MAX_PARTS: usize = 16_384;
+/// Blocks of an image that are compared: the other side reads as many.
+const MAX_SAMPLES: usize = 64;
 /// Most ciphers that a host may name.
 const MAX_CIPHERS: usize = 16;
-/// Most samples of an image, each of which the other host reads too.
-const MAX_SAMPLES: usize = 64;
 /// Most findings of a host.
 const MAX_FINDINGS: usize = 4096;
 /// Longest name, bytes.
@@ -106,10 +106,14 @@ fn facts(facts: &SourceFacts) -> Result<u64, String> {
         ("images", facts.images.len()),
         ("backings", facts.backing.len()),
         ("pools of huge pages", facts.host.huge_pools.len()),
+        ("words of CPU features", machine.cpu.words.as_ref().map_or(0, Vec::len)),
+        ("words of CPU features", machine.cpu.filtered.len()),
+        ("CPU features", machine.cpu.named.len()),
     ];
     lists.into_iter().try_for_each(|(what, count)| most(what, count, MAX_PARTS))?;
     for image in &facts.images {
-        most("samples of an image", image.samples.len(), MAX_SAMPLES)?;
+        most("blocks of an image", image.samples.len(), MAX_SAMPLES)?;
+        most("writers of an image", image.writers.len(), MAX_PARTS)?;
     }
     let mut ram: u64 = 0;
     for backend in &machine.backends {
@@ -192,9 +196,9 @@ mod tests {
         assert!(refused(|r| r.facts.machine.backends = huge).contains("bytes of RAM"));
         assert!(refused(|r| r.facts.machine.backends = vec![backend(4096); 1025]).contains("1025 memory"));
         assert!(refused(|r| r.facts.machine.devices = vec![String::new(); 16_385]).contains("devices"));
-        let image =
-            ImageFacts { samples: vec![Sample { offset: 0, hash: None }; 65], ..ImageFacts::default() };
-        assert!(refused(|r| r.facts.images = vec![image]).contains("65 samples"));
+        let samples = vec![Sample { offset: 0, hash: None }; 65];
+        let image = ImageFacts { samples, ..ImageFacts::default() };
+        assert!(refused(|r| r.facts.images = vec![image]).contains("65 blocks of an image"));
         assert!(refused(|r| r.id = "x".repeat(257)).contains("257 bytes"));
         assert!(refused(|r| r.vm = "x".repeat(257)).contains("257 bytes"));
     }

@@ -4,6 +4,8 @@
 //! Each message is a length (4 bytes, big-endian), a type byte, and a body: JSON for [`Message`]s, raw bytes for
 //! device state. Lengths are checked before memory is taken, and what is in a message before it is used.
 
+#[cfg(test)]
+mod arbitrary;
 mod channel;
 mod check;
 mod message;

@@ -20,7 +20,9 @@ const TARGETS: [Target; 9] = [
     ("definition", definition, || {
         texts(&[("full", DEFINITION), ("least", "name = \"web\"\nqmp = \"/q\"\n")])
     }),
-    ("config", config, || texts(&[("full", CONFIG), ("least", LEAST_CONFIG)])),
+    ("config", config, || {
+        texts(&[("full", CONFIG), ("least", LEAST_CONFIG), ("certificates", SECURE_CONFIG)])
+    }),
     ("journal", journal, journals),
     ("qmp", qmp, || texts(&[("start", QMP_START), ("answers", QMP_ANSWERS), ("huge-time", QMP_HUGE_TIME)])),
     ("maps", maps, || texts(&[("whole", MAPS), ("backwards", MAPS_BACKWARDS)])),
@@ -36,6 +38,20 @@ const LEAST_CONFIG: &str = r#"name = "a"
 insecure = true
 control = { listen = "[::1]:4790" }
 migration = { interface = "eno2" }
+"#;
+const SECURE_CONFIG: &str = r#"name = "host-a"
+pki-dir = "/etc/xferry/pki"
+encryption = "preferred"
+ciphers = ["aes-128-gcm", "chacha20-poly1305"]
+[control]
+listen = "10.0.0.1:4790"
+[migration]
+interface = "eno2"
+[peers]
+host-b = "10.0.0.2:4790"
+[allow]
+send = ["host-b"]
+receive = []
 "#;
 const CONFIG: &str = r#"name = "host-a"
 socket = "/run/xferry/xferry.sock"
@@ -144,6 +160,15 @@ fn frames() -> Vec<(String, Vec<u8>)> {
         ),
         ("last-number", framed(0, 63, u32::MAX, &[zero(0, 0, 1)])),
         ("probe", probe),
+        ("sealed", framed(8 | 0x10, 0, 0, &[data(1, 1, 8, 300), zero(0, 0, 2)])),
+        ("guards", [framed(8, 0, 0, &[zero(0, 0, 1)]), framed(0x40, 0, 1, &[data(0, 0, 0, 9)])].concat()),
+        ("sealed-in-vain", framed(0x40, 0, 0, &[zero(1, 0, 5)])),
+        ("pages", framed(0x10, 62, 0, &[data(0, 2, 0, 4096), data(1, 0, 0, 4096)])),
+        (
+            "late",
+            [framed(4, 0, 0, &[zero(0, 0, 1)]), framed(0, 0, 1, &[data(0, 0, 0, 64)]), framed(0, 64, 0, &[])]
+                .concat(),
+        ),
     ];
     seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
@@ -291,7 +316,7 @@ fn packets() -> Vec<(String, Vec<u8>)> {
     seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
 
-fn corpus(target: &str) -> PathBuf {
+pub(super) fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target)
 }
 

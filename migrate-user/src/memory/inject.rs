@@ -30,9 +30,13 @@ use rustix::net::{
 };
 
 use super::MemoryError;
+use crate::files::{self, MAX_PROC};
 
 /// Longest wait for the thread to stop. It takes microseconds unless the thread hangs in the kernel.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest vdso that is searched, bytes; it has two or four pages.
+const MAX_VDSO: u64 = 1 << 20;
 
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
@@ -175,16 +179,23 @@ fn take_over(process: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
 /// The vdso holds real system calls for the clocks it cannot serve itself.
 fn find_syscall_instruction(pid: u32) -> io::Result<u64> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let range = maps.lines().find(|line| line.ends_with("[vdso]")).and_then(|line| {
-        let (start, end) = line.split(' ').next()?.split_once('-')?;
-        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
-    });
-    let (start, end) = range.ok_or(io::ErrorKind::NotFound)?;
+    let maps = files::read_lossy(format!("/proc/{pid}/maps"), MAX_PROC)?;
+    let (start, end) = maps.lines().find_map(vdso).ok_or(io::ErrorKind::NotFound)?;
     let mut code = vec![0; (end - start) as usize];
     std::fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut code, start)?;
     let at = code.windows(2).position(|bytes| bytes == SYSCALL).ok_or(io::ErrorKind::NotFound)?;
     Ok(start + at as u64)
+}
+
+/// The addresses of the vdso, if that is what a line of `/proc/PID/maps` is about. Not a file that is only called so:
+/// the process chooses those.
+fn vdso(line: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    let length = end.checked_sub(start)?;
+    let found = fields.nth(4) == Some("[vdso]") && fields.next().is_none() && length <= MAX_VDSO;
+    found.then_some((start, end))
 }
 
 /// `ptrace(2)`; `data` points to what the request reads or writes, or is a number.

@@ -9,6 +9,7 @@ use std::{
 use migrate_common::PAGE_SIZE;
 
 use super::MemoryError;
+use crate::files::{self, MAX_PROC};
 
 /// A mapping of part of a RAM file in the VMM's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +110,14 @@ pub fn is_mapped(file: &Path) -> std::io::Result<bool> {
             continue;
         }
         // One that has ended meanwhile maps nothing.
-        let Ok(maps) = std::fs::read_to_string(Path::new("/proc").join(name).join("maps")) else { continue };
-        // The number alone: another file with the same one on another file system only keeps this one as it is.
-        if maps.lines().any(|line| line.split_whitespace().nth(4) == Some(inode.as_str())) {
-            return Ok(true);
+        match files::read_lossy(Path::new("/proc").join(name).join("maps"), MAX_PROC) {
+            // The number alone: another file with the same one on another file system only keeps this one as it is.
+            Ok(maps) if maps.lines().any(|line| line.split_whitespace().nth(4) == Some(inode.as_str())) => {
+                return Ok(true);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return Err(error),
+            // One that has ended meanwhile maps nothing.
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(false)
@@ -124,7 +129,7 @@ pub fn is_mapped(file: &Path) -> std::io::Result<bool> {
 /// [`MemoryError::NotShared`] when one is mapped privately or not at all.
 pub fn find_ram_files(pid: u32, backends: &[(String, String, u64)]) -> Result<Vec<RamFile>, MemoryError> {
     let path = PathBuf::from(format!("/proc/{pid}/maps"));
-    let maps = std::fs::read_to_string(&path).map_err(|source| MemoryError::File {
+    let maps = files::read_lossy(&path, MAX_PROC).map_err(|source| MemoryError::File {
         operation: "read",
         path,
         source,

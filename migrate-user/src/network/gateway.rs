@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Mac;
+use crate::files::{self, MAX_PROC};
 
 /// Ethernet address of the gateway towards `peer` on `interface`, from the kernel's IPv4 routes and ARP table
 /// (`/proc/net/route`, `/proc/net/arp`). `None` when there is no route, or the gateway has not answered yet.
 pub fn gateway_mac(interface: &str, peer: IpAddr) -> Option<[u8; 6]> {
     let IpAddr::V4(peer) = peer else { return None };
-    let routes = std::fs::read_to_string("/proc/net/route").ok()?;
-    let neighbours = std::fs::read_to_string("/proc/net/arp").ok()?;
+    let routes = files::read_lossy("/proc/net/route", MAX_PROC).ok()?;
+    let neighbours = files::read_lossy("/proc/net/arp", MAX_PROC).ok()?;
     let gateway = gateway(&routes, interface, peer)?;
     neighbour(&neighbours, interface, gateway)
 }

@@ -10,9 +10,7 @@ use std::{
 use rustls::pki_types::pem::PemObject;
 
 use super::PkiError;
-
-/// Largest file that is read, bytes.
-const MAX_FILE: u64 = 1 << 20;
+use crate::files::{self, MAX_CONFIG};
 
 /// The content of a file that must be there.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
@@ -20,10 +18,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
         std::io::ErrorKind::NotFound => PkiError::Missing { path: path.to_owned() },
         _ => PkiError::File { operation: "read", path: path.to_owned(), source },
     };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
-        return Err(PkiError::Invalid { path: path.to_owned(), problem: "it is too large".into() });
-    }
-    std::fs::read(path).map_err(failed)
+    files::read(path, MAX_CONFIG).map_err(failed)
 }
 
 /// The content of a file that need not be there.

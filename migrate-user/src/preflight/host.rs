@@ -3,7 +3,10 @@
 use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
 
 use super::{Backing, HostFacts, HugePool, NicFacts, Room};
-use crate::memory::{MemoryError, RamFile};
+use crate::{
+    files::{self, MAX_PROC},
+    memory::{MemoryError, RamFile},
+};
 
 /// statfs(2), `f_type`.
 const TMPFS: i64 = 0x0102_1994;
@@ -74,7 +77,7 @@ fn backing(file: &RamFile) -> Result<Backing, MemoryError> {
     let failed = |source| MemoryError::File { operation: "look at", path: file.path.clone(), source };
     let opened = file.open(false)?;
     let system = rustix::fs::fstatfs(&opened).map_err(|errno| failed(errno.into()))?;
-    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", file.pid)).unwrap_or_default();
+    let mounts = files::read_lossy(format!("/proc/{}/mountinfo", file.pid), MAX_PROC).unwrap_or_default();
     let room = room(&opened).map_err(failed)?;
     // `f_type` has another width on other architectures.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "see above")]

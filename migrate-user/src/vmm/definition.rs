@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::network::Mac;
+use crate::{
+    files::{self, MAX_CONFIG},
+    network::Mac,
+};
 
-/// Largest definition file that is read, bytes.
-const MAX_FILE: u64 = 1 << 20;
 /// Replaced by the options that make QEMU wait for a migration.
 const INCOMING: &str = "{incoming}";
 
@@ -83,8 +84,8 @@ impl VmDefinition {
         }
         let path = directory.join(format!("{name}.toml"));
         let failed = |source| DefinitionError::Read { path: path.clone(), source };
-        let size = match path.metadata() {
-            Ok(metadata) => metadata.len(),
+        let text = match files::read_text(&path, MAX_CONFIG) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(DefinitionError::Unknown {
                     name: name.to_owned(),
@@ -94,10 +95,6 @@ impl VmDefinition {
             }
             Err(error) => return Err(failed(error)),
         };
-        if size > MAX_FILE {
-            return Err(DefinitionError::Invalid { path, problem: format!("{size} bytes are too many") });
-        }
-        let text = std::fs::read_to_string(&path).map_err(failed)?;
         Self::parse(&text, name).map_err(|problem| DefinitionError::Invalid { path, problem })
     }
 
@@ -225,7 +222,40 @@ nics = [{ mac = "52:54:00:00:00:01", announce-on = "eno1" }, { mac = "52:54:00:0
         assert!(error.contains("defined are: web"), "{error}");
     }
 
+    /// As an operator may write it: strings as TOML quotes them.
+    fn text(vm: &VmDefinition) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let mut text =
+            format!("name = {}\nqmp = {}\n", quoted(&vm.name), quoted(&vm.qmp.display().to_string()));
+        if let Some(command) = &vm.command {
+            let arguments: Vec<String> = command.iter().map(|argument| quoted(argument)).collect();
+            text += &format!("command = [{}]\n", arguments.join(", "));
+        }
+        for nic in &vm.nics {
+            text += &format!("[[nics]]\nmac = \"{}\"\n", nic.mac);
+            if let Some(uplink) = &nic.announce_on {
+                text += &format!("announce-on = {}\n", quoted(uplink));
+            }
+        }
+        text
+    }
+
+    fn definitions() -> impl Strategy<Value = VmDefinition> {
+        use proptest::{collection::vec, option};
+        let nic = (any::<[u8; 6]>(), option::of(".{0,12}"))
+            .prop_map(|(mac, announce_on)| NicDefinition { mac: Mac(mac), announce_on });
+        ("[a-z0-9.-]{1,12}", "/.{0,20}", option::of(vec(".{0,20}", 1..5)), vec(nic, 0..4))
+            .prop_map(|(name, qmp, command, nics)| VmDefinition { name, qmp: qmp.into(), command, nics })
+    }
+
     proptest! {
+        #![proptest_config(crate::fuzzing::at_most(64))]
+
+        #[test]
+        fn definitions_are_read_as_they_were_written(vm in definitions()) {
+            prop_assert_eq!(VmDefinition::parse(&text(&vm), &vm.name), Ok(vm));
+        }
+
         #[test]
         fn arbitrary_text_never_panics(text in ".{0,200}") {
             let _ = VmDefinition::parse(&text, "web");

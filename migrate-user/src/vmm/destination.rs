@@ -1,7 +1,6 @@
 //! QEMU as the VM that arrives.
 
 use std::{
-    io::{Read, Seek, SeekFrom},
     os::{fd::AsFd, unix::net::UnixStream as StdUnixStream, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,6 +14,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
 use super::{
     DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, qmp::within, source,
 };
+use crate::files::{self, MAX_PROC};
 
 const PIPE: &str = "xferry-state";
 /// Most bytes of a log that are looked at.
@@ -108,7 +108,7 @@ impl QemuDestination {
                 }
             )));
         }
-        let command = std::fs::read(format!("/proc/{}/cmdline", qmp.pid())).unwrap_or_default();
+        let command = files::read(format!("/proc/{}/cmdline", qmp.pid()), MAX_PROC).unwrap_or_default();
         if !command.split(|&byte| byte == 0).any(|argument| argument == b"-S" || argument == b"--S") {
             return Err(launch(format!(
                 "the waiting QEMU (pid {}) would run as soon as its state is loaded, before the handover is settled: start it with -S",
@@ -335,23 +335,13 @@ fn reap(mut child: Child) {
 /// The end of what QEMU printed: up to three lines. A guest whose console is QEMU's standard output decides what
 /// stands there, and how much of it.
 fn last_words(log: &Path) -> String {
-    let text = tail(log).unwrap_or_default();
+    let text = files::tail(log, LAST_WORDS).unwrap_or_default();
     let shown = |line: &str| -> String {
         line.trim().chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
     };
     let lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(shown).collect();
     let tail = lines[lines.len().saturating_sub(3)..].join(" / ");
     if tail.is_empty() { "it printed nothing".into() } else { tail }
-}
-
-/// The last [`LAST_WORDS`] bytes of a file.
-fn tail(log: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS)))?;
-    let mut bytes = Vec::new();
-    file.take(LAST_WORDS).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

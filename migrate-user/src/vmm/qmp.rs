@@ -25,6 +25,8 @@ use tokio::{
 
 /// Longest line taken from a VMM, bytes. The longest real answers (device trees) stay far below.
 const MAX_LINE: usize = 16 << 20;
+/// Longest event taken, bytes: many may wait for a subscriber. Real ones have a few hundred.
+const MAX_EVENT: usize = 16 << 10;
 /// See [`within`].
 const LAST_CHANCE: Duration = Duration::from_millis(500);
 /// Events kept for a subscriber that does not keep up.
@@ -150,6 +152,9 @@ fn sort(line: &[u8]) -> Line {
         return Line::Greeting(format!("{}.{}.{}", part("major"), part("minor"), part("micro")));
     }
     if let Some(name) = value.get("event").and_then(Value::as_str) {
+        if line.len() > MAX_EVENT {
+            return Line::Other;
+        }
         let time = |unit: &str| value["timestamp"][unit].as_u64().unwrap_or(0);
         return Line::Event(Event {
             name: name.to_owned(),
@@ -402,6 +407,9 @@ async fn read_lines(
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -418,6 +426,13 @@ mod tests {
         let line =
             format!(r#"{{"timestamp": {{"seconds": {0}, "microseconds": {0}}}, "event": "X"}}"#, u64::MAX);
         assert!(matches!(sort(line.as_bytes()), Line::Event(Event { micros: u64::MAX, .. })));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_meant_is_not_kept() {
+        let event = |length: usize| format!(r#"{{"event": "X", "data": "{}"}}"#, "x".repeat(length));
+        assert!(matches!(sort(event(8 << 10).as_bytes()), Line::Event(_)));
+        assert!(matches!(sort(event(16 << 10).as_bytes()), Line::Other));
     }
 
     /// A monitor that greets and then answers each command by `answer(command line)`.

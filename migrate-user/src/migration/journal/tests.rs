@@ -202,11 +202,28 @@ fn verdicts() -> impl Strategy<Value = Verdict> {
     prop_oneof![Just(Verdict::Accepted), Just(Verdict::Refused)]
 }
 
+/// Few numbers and VMs, so that records have to do with each other; all else is arbitrary.
+fn sessions() -> impl Strategy<Value = Session> {
+    use proptest::{collection::vec, option};
+    let peer = option::of((any::<std::net::IpAddr>(), any::<u16>()).prop_map(SocketAddr::from));
+    let vm = prop_oneof!["web", "db"];
+    (0u64..5, ".{0,12}", vm, peer, option::of(".{0,12}"), any::<bool>(), vec("/.{0,12}", 0..3)).prop_map(
+        |(session, id, vm, peer, peer_name, keep_source, ram)| Session {
+            session,
+            id,
+            vm,
+            peer,
+            peer_name,
+            keep_source,
+            ram: ram.into_iter().map(PathBuf::from).collect(),
+        },
+    )
+}
+
 fn records() -> impl Strategy<Value = Record> {
-    let begun = (0u64..5, prop_oneof!["web", "db"]).prop_map(|(number, vm)| session(number, &vm));
     prop_oneof![
-        begun.clone().prop_map(Record::Offered),
-        begun.prop_map(Record::Waiting),
+        sessions().prop_map(Record::Offered),
+        sessions().prop_map(Record::Waiting),
         (0u64..5).prop_map(|session| Record::Committed { session }),
         (0u64..5, verdicts()).prop_map(|(session, verdict)| Record::Decided { session, verdict }),
         (0u64..5, proptest::option::of(verdicts()))

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Qmp, QmpError, items, qom_get, qom_list, text};
+use crate::files::{self, MAX_PROC};
 
 /// 32 features: one register of one CPUID leaf.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,7 +104,7 @@ fn place(props: &Value) -> String {
 
 /// Named features that are on.
 async fn named(qmp: &Qmp, path: &str, words: &[FeatureWord]) -> Result<BTreeSet<String>, QmpError> {
-    let command = std::fs::read(format!("/proc/{}/cmdline", qmp.pid())).unwrap_or_default();
+    let command = files::read(format!("/proc/{}/cmdline", qmp.pid()), MAX_PROC).unwrap_or_default();
     let wanted = families(words, &String::from_utf8_lossy(&command));
     let mut on = BTreeSet::new();
     if wanted.is_empty() {
