@@ -103,6 +103,7 @@ fn facts(facts: &SourceFacts) -> Result<u64, String> {
         ("pools of huge pages", facts.host.huge_pools.len()),
     ];
     lists.into_iter().try_for_each(|(what, count)| most(what, count, MAX_PARTS))?;
+    most("bytes of a reason", facts.host.nic.fallback.as_ref().map_or(0, String::len), MAX_REASON)?;
     let mut ram: u64 = 0;
     for backend in &machine.backends {
         if !backend.size.is_multiple_of(PAGE_SIZE as u64) {
@@ -183,6 +184,9 @@ mod tests {
         assert!(refused(|r| r.facts.machine.backends = huge).contains("bytes of RAM"));
         assert!(refused(|r| r.facts.machine.backends = vec![backend(4096); 1025]).contains("1025 memory"));
         assert!(refused(|r| r.facts.machine.devices = vec![String::new(); 16_385]).contains("devices"));
+        assert!(
+            refused(|r| r.facts.host.nic.fallback = Some("x".repeat(MAX_REASON + 1))).contains("a reason")
+        );
         assert!(refused(|r| r.id = "x".repeat(257)).contains("257 bytes"));
         assert!(refused(|r| r.vm = "x".repeat(257)).contains("257 bytes"));
     }
