@@ -81,7 +81,5 @@ fn checksum(datagram: &Datagram<'_>, header: &FrameHeader) -> u32 {
     // What was parsed is written the same way again; the checksum's own field counts as zero.
     let mut head: [u8; HEADER_LEN] = header.to_bytes();
     head[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].fill(0);
-    datagram
-        .behind_header(0, header.body_len())
-        .fold(crc32c::crc32c(&head), |sum, piece| crc32c::crc32c_append(sum, piece))
+    datagram.behind_header(0, header.body_len()).fold(crc32c::crc32c(&head), crc32c::crc32c_append)
 }
