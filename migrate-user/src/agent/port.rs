@@ -97,7 +97,7 @@ impl Port {
         let (link, workers) = match transport {
             Transport::AfXdp => {
                 let (link, sources) = XdpLink::open(&nic, config)?;
-                (Link::Xdp(link), start(sources, &nic)?)
+                (Link::Xdp(Box::new(link)), start(sources, &nic)?)
             }
             Transport::Udp => {
                 let (link, sources) = UdpLink::open(&nic, config)?;

@@ -25,7 +25,7 @@ const FIRST_SOURCE_PORT: u16 = 49_152;
 /// What lies below the port.
 pub(super) enum Link {
     /// AF_XDP.
-    Xdp(XdpLink),
+    Xdp(Box<XdpLink>),
     /// UDP sockets.
     Udp(UdpLink),
 }
