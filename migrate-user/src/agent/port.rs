@@ -97,7 +97,7 @@ impl Port {
         let (link, workers) = match transport {
             Transport::AfXdp => {
                 let (link, sources) = XdpLink::open(&nic, config)?;
-                (Link::Xdp(link), start(sources, &nic)?)
+                (Link::Xdp(Box::new(link)), start(sources, &nic)?)
             }
             Transport::Udp => {
                 let (link, sources) = UdpLink::open(&nic, config)?;
@@ -177,10 +177,10 @@ impl Port {
     /// One line about how frames are received here.
     pub(super) fn describe(&self) -> String {
         let (name, queues) = (&self.nic.name, self.workers.len());
-        match (self.link.transport(), &self.fallback) {
-            (Transport::Udp, None) => format!("UDP sockets on {name}, {queues} queue(s)"),
-            (Transport::Udp, Some(reason)) => format!("UDP sockets on {name} ({reason}), {queues} queue(s)"),
-            (Transport::AfXdp, _) => format!(
+        match self.link.transport() {
+            // Why, the preflight says.
+            Transport::Udp => format!("UDP sockets on {name}, {queues} queue(s)"),
+            Transport::AfXdp => format!(
                 "AF_XDP on {name}, XDP {}, {}, {queues} queue(s)",
                 self.xdp_mode(),
                 if self.binding().zero_copy { "zero-copy" } else { "copy mode" },

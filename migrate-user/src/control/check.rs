@@ -115,6 +115,7 @@ fn facts(facts: &SourceFacts) -> Result<u64, String> {
         most("blocks of an image", image.samples.len(), MAX_SAMPLES)?;
         most("writers of an image", image.writers.len(), MAX_PARTS)?;
     }
+    most("bytes of a reason", facts.host.nic.fallback.as_ref().map_or(0, String::len), MAX_REASON)?;
     let mut ram: u64 = 0;
     for backend in &machine.backends {
         if !backend.size.is_multiple_of(PAGE_SIZE as u64) {
@@ -199,6 +200,9 @@ mod tests {
         let samples = vec![Sample { offset: 0, hash: None }; 65];
         let image = ImageFacts { samples, ..ImageFacts::default() };
         assert!(refused(|r| r.facts.images = vec![image]).contains("65 blocks of an image"));
+        assert!(
+            refused(|r| r.facts.host.nic.fallback = Some("x".repeat(MAX_REASON + 1))).contains("a reason")
+        );
         assert!(refused(|r| r.id = "x".repeat(257)).contains("257 bytes"));
         assert!(refused(|r| r.vm = "x".repeat(257)).contains("257 bytes"));
     }

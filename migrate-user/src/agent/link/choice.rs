@@ -24,10 +24,10 @@ pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port
         TransportChoice::Udp => open(Transport::Udp, None).await,
         TransportChoice::Auto => match open(Transport::AfXdp, None).await {
             Err(error) if denies_af_xdp(&error) => {
-                let reason = error.to_string();
+                let reason = in_short(&error.to_string());
                 tracing::warn!(
                     interface = config.interface,
-                    reason,
+                    %error,
                     "AF_XDP cannot be had: UDP sockets are used, which is slower; restart the agent once that is mended"
                 );
                 open(Transport::Udp, Some(&reason)).await
@@ -35,6 +35,18 @@ pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port
             other => other,
         },
     }
+}
+
+/// Longest reason that goes into status and reports, characters: a verifier can say more than anybody reads.
+const LONGEST_REASON: usize = 240;
+
+fn in_short(error: &str) -> String {
+    let line = error.lines().next().unwrap_or_default();
+    let mut short: String = line.chars().take(LONGEST_REASON).collect();
+    if short.len() < error.trim_end().len() {
+        short.push('…');
+    }
+    short
 }
 
 /// Whether an error is about AF_XDP or XDP, and nothing that UDP sockets need too.
@@ -52,6 +64,13 @@ fn denies_af_xdp(error: &AgentError) -> bool {
 mod tests {
     use super::*;
     use crate::xsk::XskError;
+
+    #[test]
+    fn a_verifier_is_cut_short() {
+        assert_eq!(in_short("mig0 already has one"), "mig0 already has one");
+        assert_eq!(in_short("verify: rejected\n0: (bf) r6 = r1\n"), "verify: rejected…");
+        assert_eq!(in_short(&"ä".repeat(9999)).chars().count(), LONGEST_REASON + 1);
+    }
 
     #[test]
     fn only_what_udp_can_mend_is_fallen_back_from() {

@@ -25,7 +25,7 @@ const FIRST_SOURCE_PORT: u16 = 49_152;
 /// What lies below the port.
 pub(super) enum Link {
     /// AF_XDP.
-    Xdp(XdpLink),
+    Xdp(Box<XdpLink>),
     /// UDP sockets.
     Udp(UdpLink),
 }
@@ -124,7 +124,9 @@ impl Link {
     /// When another migration has it.
     pub fn outlets(&self, nic: &Nic) -> Result<Vec<Outlet>, MigrationError> {
         match self {
-            Self::Xdp(link) => Ok(link.lease(nic)?.into_iter().map(Outlet::Xdp).collect()),
+            Self::Xdp(link) => {
+                Ok(link.lease(nic)?.into_iter().map(|sink| Outlet::Xdp(Box::new(sink))).collect())
+            }
             Self::Udp(link) => Ok((0..link.lanes()).map(|_| Outlet::Udp).collect()),
         }
     }
@@ -144,7 +146,7 @@ pub(super) struct Target {
 /// What one lane leaves by, before it is known whereto.
 pub(super) enum Outlet {
     /// A send queue.
-    Xdp(LeasedSink),
+    Xdp(Box<LeasedSink>),
     /// A socket to be made.
     Udp,
 }
@@ -157,7 +159,7 @@ impl Outlet {
     pub fn towards(self, nic: &Nic, lane: u16, to: Target) -> Result<(LaneSink, FramePath), MigrationError> {
         let source_port = FIRST_SOURCE_PORT + lane;
         match self {
-            Self::Xdp(sink) => Ok((LaneSink::Xdp(sink), xdp::path(nic, source_port, to)?)),
+            Self::Xdp(sink) => Ok((LaneSink::Xdp(*sink), xdp::path(nic, source_port, to)?)),
             Self::Udp => {
                 let address = SocketAddr::new(to.ip, to.port);
                 let sink = UdpSink::open(&nic.name, nic.address(), source_port, address)?;

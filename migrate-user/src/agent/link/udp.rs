@@ -45,7 +45,7 @@ impl UdpLink {
     }
 
     pub fn still_on(&self, nic: &Nic) -> Result<(), MigrationError> {
-        if nic.addresses.iter().any(|(ip, _)| *ip == self.address) && nic.address() == self.address {
+        if nic.address() == self.address {
             return Ok(());
         }
         Err(MigrationError::Host(format!(

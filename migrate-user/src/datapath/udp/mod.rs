@@ -32,6 +32,19 @@ pub enum UdpError {
         /// Address and port.
         address: std::net::SocketAddr,
     },
+    /// There is no way to the peer.
+    #[error(
+        "{address} cannot be reached from {interface}: {source}; give both migration NICs addresses of one network, or add a route \
+         (`ip route add … dev {interface}`)"
+    )]
+    Unreachable {
+        /// Network interface.
+        interface: String,
+        /// The peer's address and port.
+        address: std::net::SocketAddr,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A system call failed.
     #[error("{operation} of a UDP socket for {address} on {interface}: {source}")]
     System {

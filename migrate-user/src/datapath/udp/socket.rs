@@ -94,8 +94,7 @@ impl UdpEnd {
             other => other.map_err(place.failed("binding"))?,
         }
         // Connected, so that nobody else's datagrams wait in it.
-        socket.connect(&to.into()).map_err(|source| UdpError::System {
-            operation: "connecting",
+        socket.connect(&to.into()).map_err(|source| UdpError::Unreachable {
             interface: interface.to_owned(),
             address: to,
             source,

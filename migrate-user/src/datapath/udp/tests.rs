@@ -268,6 +268,13 @@ fn a_taken_source_port_is_none_needed() {
     assert_eq!(everything(&mut sources[0]), [(1, 10)]);
 }
 
+#[test]
+fn a_peer_without_a_way_is_named() {
+    let to = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 4791);
+    let error = UdpSink::open("lo", HERE, 0, to).err().unwrap().to_string();
+    assert!(error.contains("[::1]:4791 cannot be reached from lo") && error.contains("route"), "{error}");
+}
+
 /// Whether anybody is there, is not for the sink to judge.
 #[test]
 fn frames_that_nobody_wants_are_lost() {
