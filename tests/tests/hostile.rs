@@ -18,7 +18,7 @@ const REWRITES: u64 = 12;
 
 /// Frames that were not as they should be, by what they are called anywhere in a status or a report.
 fn strange(value: &Value) -> Vec<String> {
-    const STRANGE: [&str; 4] = ["corrupt", "malformed", "duplicates", "stale"];
+    const STRANGE: [&str; 5] = ["corrupt", "bad-tag", "malformed", "duplicates", "stale"];
     match value {
         Value::Array(items) => items.iter().flat_map(strange).collect(),
         Value::Object(fields) if fields.contains_key("reason") && fields.contains_key("frames") => {

@@ -13,7 +13,7 @@ use xferry_lab::intruder::{
     Drops, Envelope, Form, Intruder, Kind, Replay, Sniffed, Sniffer, Stream, not_ours,
 };
 use xferry_lab::lab::plan::{INTRUDER_NIC, MIGRATION_NIC, MIGRATION_PORT};
-use xferry_lab::lab::{Encryption, LabConfig, Process, Report, Side, lacks_encryption, netns, wait_for};
+use xferry_lab::lab::{Encryption, LabConfig, Process, Report, Side, netns, wait_for};
 use xferry_lab::probe::PingProbe;
 use xferry_lab::scenario::{self, MEMORY_MIB, Planted, Scenario, Workload, bare, status};
 use xferry_lab::wire::PacketNic;
@@ -284,11 +284,9 @@ fn forgeries(site: &Site, sniffer: &Sniffer, round: u32) -> Vec<Vec<u8>> {
     bodies.iter().flat_map(wrap).collect()
 }
 
-/// Needs what only the two agents know: see `lab::Encryption`.
 #[test]
 fn forged_frames_become_no_pages() {
-    let test = "forged_frames_become_no_pages";
-    if skipped(test) || lacks_encryption(test) {
+    if skipped("forged_frames_become_no_pages") {
         return;
     }
     let site = Site::new(LabConfig::for_test().encryption(Encryption::Required));

@@ -5,7 +5,7 @@
 use xferry_lab::guest::GuestKind;
 use xferry_lab::intruder::capture::{self, Capture, Recorded};
 use xferry_lab::lab::plan::{INTRUDER_NIC, MANAGEMENT_NIC, MIGRATION_PORT};
-use xferry_lab::lab::{Encryption, LabConfig, Side, lacks_encryption};
+use xferry_lab::lab::{Encryption, LabConfig, Side};
 use xferry_lab::scenario::{self, MEMORY_MIB, Planted, Scenario, Workload, bare};
 
 /// What many pages of the guest hold.
@@ -85,11 +85,9 @@ fn pages_that_are_not_encrypted_can_be_read() {
     assert_eq!(tapes.control.containing(WORD).unwrap(), 0);
 }
 
-/// Needs agents that encrypt pages: see `lab::Encryption`.
 #[test]
 fn encrypted_pages_cannot_be_read() {
-    let test = "encrypted_pages_cannot_be_read";
-    if skipped(test) || lacks_encryption(test) {
+    if skipped("encrypted_pages_cannot_be_read") {
         return;
     }
     let tapes = record(LabConfig::for_test().encryption(Encryption::Required));

@@ -66,7 +66,7 @@ pub(super) fn config(side: Side, host_dir: &Path, state_dir: &Path, words: &Word
         state_dir: state_dir.to_owned(),
         vms_dir: host_dir.join("vms"),
         insecure: words.insecure,
-        encryption: words.encryption.and_then(Encryption::value),
+        encryption: words.encryption.map(Encryption::value),
         pki_dir: pki::dir(host_dir),
         control: Control { listen: control(side) },
         migration: Migration { interface: MIGRATION_NIC, port: MIGRATION_PORT, transport: words.transport },

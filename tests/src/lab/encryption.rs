@@ -1,9 +1,5 @@
 //! What the agents are told about encrypting pages.
 
-/// Whether the program under test can encrypt pages, that is, knows the key `encryption` in its configuration. Without it pages
-/// are never encrypted, the key is not written, and tests of encrypted pages say so instead of running.
-pub const SUPPORTED: bool = false;
-
 /// The agent's key `encryption`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encryption {
@@ -16,21 +12,12 @@ pub enum Encryption {
 }
 
 impl Encryption {
-    /// The key's value; `None` where it must not be written.
-    pub(super) const fn value(self) -> Option<&'static str> {
+    /// The key's value.
+    pub(super) const fn value(self) -> &'static str {
         match self {
-            _ if !SUPPORTED => None,
-            Self::Required => Some("required"),
-            Self::Preferred => Some("preferred"),
-            Self::Off => Some("off"),
+            Self::Required => "required",
+            Self::Preferred => "preferred",
+            Self::Off => "off",
         }
     }
-}
-
-/// Says that a test of encrypted pages cannot run here, if so.
-pub fn lacks_encryption(test: &str) -> bool {
-    if !SUPPORTED {
-        println!("skipped: {test}: this version does not encrypt pages");
-    }
-    !SUPPORTED
 }

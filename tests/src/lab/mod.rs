@@ -50,7 +50,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use command::run as run_tool;
 pub use disk::{Filler, Held, HoldableDisk};
-pub use encryption::{Encryption, lacks_encryption};
+pub use encryption::Encryption;
 pub use host::{Host, Output};
 pub use layout::Layout;
 pub use plan::Side;
