@@ -63,8 +63,8 @@ impl Junk {
     /// The datagram.
     pub fn bytes(self) -> Vec<u8> {
         let mut header = vec![0; HEADER_LEN];
-        // Magic, version 1, kind 2: a probe.
-        header[..6].copy_from_slice(b"XFRY\x01\x02");
+        // Magic, version 2, kind 2: a probe.
+        header[..6].copy_from_slice(b"XFRY\x02\x02");
         header[8..16].fill(0x5a);
         match self {
             Self::Garbage => {
@@ -72,7 +72,7 @@ impl Junk {
             }
             Self::Truncated => header.truncate(HEADER_LEN / 2),
             Self::Short => header[28..32].copy_from_slice(&4096u32.to_le_bytes()),
-            Self::FutureVersion => header[4] = 2,
+            Self::FutureVersion => header[4] = 3,
             Self::UnknownKind => header[5] = 77,
             Self::UnknownSession => {}
         }
