@@ -10,6 +10,9 @@ pub const FEEDBACK_LEN: usize = 28;
 
 const MAGIC: [u8; 4] = *b"XFBK";
 
+/// Datagrams that are no feedback, after which a lane goes on with its work: a stranger must not keep it from that.
+const STRANGERS: u32 = 32;
+
 /// Progress of one lane in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feedback {
@@ -107,11 +110,13 @@ impl FeedbackRx for FeedbackSocket {
     fn recv(&mut self, wait: Duration) -> Option<Feedback> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut bytes = [0; FEEDBACK_LEN + CODE_LEN + 1];
+        let mut strangers = 0;
         loop {
             match self.socket.recv(&mut bytes) {
                 Ok(len) => match self.read(&bytes[..len]) {
                     Some(feedback) => return Some(feedback),
-                    None => continue,
+                    None if strangers < STRANGERS => strangers += 1,
+                    None => return None,
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !wait.is_zero() => {
                     let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
@@ -164,6 +169,22 @@ mod tests {
         assert!(!hears(key(1, 8), key(1, 7)), "another session");
         assert!(!hears(None, key(1, 7)), "no code");
         assert!(!hears(key(1, 7), None), "a code where none is known");
+    }
+
+    #[test]
+    fn a_flood_keeps_nobody_from_its_work() {
+        let here = UdpSocket::bind("127.0.0.1:0").unwrap();
+        here.set_nonblocking(true).unwrap();
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        stranger.connect(here.local_addr().unwrap()).unwrap();
+        for _ in 0..2 * STRANGERS {
+            stranger.send(b"what nobody asked for").unwrap();
+        }
+        let feedback = Feedback { session: 7, epoch: 1, lane: 0, seen: 2, received: 1 };
+        stranger.send(&feedback.to_bytes()).unwrap();
+        let mut here = FeedbackSocket::new(here, None);
+        assert_eq!(here.recv(Duration::ZERO), None, "not all of them at once");
+        assert_eq!(here.recv(Duration::ZERO), Some(feedback));
     }
 
     proptest! {
