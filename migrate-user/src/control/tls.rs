@@ -225,6 +225,9 @@ mod tests {
         let (client, server) = meet(&a, "host-b", &b).await;
         let (mut client, mut server) = (client.unwrap(), server.unwrap());
         assert!(client.peer().unwrap().is("host-b") && server.peer().unwrap().is("host-a"));
+        let ControlStream::Tls { stream, .. } = client.stream() else { panic!("there is TLS") };
+        let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, rustls::NamedGroup::X25519MLKEM768, "what is recorded today stays closed");
         // Two have the same secret when one proves what the other says.
         let secret = |end: &StreamChannel<ControlStream<_>>| end.page_secret().unwrap().unwrap();
         let code = secret(&client).feedback_key(7).unwrap().code(b"said");

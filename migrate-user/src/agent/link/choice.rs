@@ -28,7 +28,7 @@ pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port
                 tracing::warn!(
                     interface = config.interface,
                     %error,
-                    "AF_XDP cannot be had: UDP sockets are used, which is slower; restart the agent once that is mended"
+                    "AF_XDP cannot be had: UDP sockets are used; restart the agent once that is mended"
                 );
                 open(Transport::Udp, Some(&reason)).await
             }

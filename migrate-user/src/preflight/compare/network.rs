@@ -75,7 +75,7 @@ fn xdp(hosts: Hosts<'_>, source: &NicFacts, destination: &NicFacts) -> Finding {
         return Finding::warning(
             Check::Xdp,
             found.join("; "),
-            "UDP sockets are slower than AF_XDP: mend that and restart the agent there, or set [migration] transport = \"udp\"",
+            "mend that and restart the agent there, or say that it is meant: [migration] transport = \"udp\"",
         );
     }
     let found = hosts.both(describe(source), describe(destination));
