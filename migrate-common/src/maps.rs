@@ -1,5 +1,7 @@
 //! Keys and values of the BPF maps shared between the XDP program and the agent.
 
+use crate::wire::WireError;
+
 /// Longest interface queue list one agent serves: size of the socket map.
 pub const MAX_QUEUES: u32 = 64;
 /// Most migrations the data port takes at a time: size of the session map.
@@ -48,6 +50,18 @@ pub enum DropReason {
 
 /// Number of drop reasons: size of the counter array.
 pub const DROP_REASONS: u32 = 8;
+
+impl From<WireError> for DropReason {
+    #[inline(always)]
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Truncated => Self::Truncated,
+            WireError::BadMagic => Self::BadMagic,
+            WireError::BadVersion(_) => Self::BadVersion,
+            _ => Self::Malformed,
+        }
+    }
+}
 
 impl DropReason {
     /// Every reason, in the order of the counter array.

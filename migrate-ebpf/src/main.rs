@@ -17,7 +17,7 @@ use aya_log_ebpf::warn;
 use migrate_common::{
     locate::{self, Claim, Packet},
     maps::{DROP_REASONS, DropReason, MAX_QUEUES, MAX_SESSIONS, Session, SessionCounters},
-    wire::{FrameHeader, HEADER_LEN, WireError},
+    wire::{FrameHeader, HEADER_LEN},
 };
 
 /// UDP port of the page stream, set by the loader.
@@ -73,11 +73,7 @@ fn xferry(ctx: XdpContext) -> u32 {
 fn admit(ctx: &XdpContext, datagram: &locate::Datagram) -> Result<u32, DropReason> {
     // First what a stranger's frame fails at: it is to cost as little as it can.
     let bytes: [u8; HEADER_LEN] = Linear(ctx).bytes(datagram.payload_offset).ok_or(DropReason::Truncated)?;
-    let header = FrameHeader::parse(&bytes).map_err(|error| match error {
-        WireError::BadMagic => DropReason::BadMagic,
-        WireError::BadVersion(_) => DropReason::BadVersion,
-        _ => DropReason::Malformed,
-    })?;
+    let header = FrameHeader::parse(&bytes).map_err(DropReason::from)?;
     // SAFETY: ctx.ctx is the kernel's xdp_md of this run.
     let frame_len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
     if header.frame_len() != datagram.payload_len

@@ -17,7 +17,7 @@ fn scenario() -> Scenario {
 /// Starts the agent anew with `setting` before its first table.
 fn restart(host: &Host, setting: &str) {
     host.kill_agent();
-    host.start_agent_by(&format!("{setting}\n{}", host.agent_config().unwrap())).unwrap();
+    host.start_agent_saying(setting).unwrap();
 }
 
 fn both(scenario: &Scenario, setting: &str) {

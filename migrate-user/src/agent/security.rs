@@ -139,11 +139,9 @@ impl Security {
 
     /// Says when it is time for another certificate.
     pub fn warn(&self) {
-        let Some(certificate) = self.certificate() else { return };
-        if certificate.is_revoked {
-            tracing::warn!("this host's own certificate is on the list of revoked ones: peers refuse it");
-        }
-        if certificate.ends_soon {
+        let Some(keeper) = &self.keeper else { return };
+        keeper.held_identity().warn_if_revoked();
+        if let Some(certificate) = self.certificate().filter(|certificate| certificate.ends_soon) {
             tracing::warn!(
                 expires = certificate.expires,
                 days_left = certificate.days_left,

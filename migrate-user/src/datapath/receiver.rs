@@ -21,7 +21,7 @@ use super::{
 use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
 
 /// Most sender threads one migration may have.
-pub const MAX_LANES: u16 = 64;
+const MAX_LANES: u16 = 64;
 /// How often the last feedback is said again while nothing comes.
 const REPEATS: u32 = 3;
 
@@ -39,7 +39,7 @@ pub struct InboundSpec {
     pub frames: FrameLayout,
     /// How it guards frames.
     pub protection: Protection,
-    /// Its sender threads, at most [`MAX_LANES`].
+    /// Its sender threads, at most 64.
     pub lanes: u16,
     /// Whether to keep a hash of every page.
     pub hash: bool,

@@ -13,6 +13,7 @@ use x509_parser::{
 use super::{
     CA_FILE, CA_KEY_FILE, ISSUED_DIR, PkiError, REVOKED_FILE,
     files::{make_dir, read, read_key, write},
+    revocation::has_signed,
 };
 
 /// A CA that can sign.
@@ -94,7 +95,8 @@ impl Authority {
 
     /// Whether it has signed this certificate.
     pub fn has_issued(&self, certificate: &X509Certificate<'_>) -> bool {
-        self.parsed().is_some_and(|ca| {
+        // It was read when the CA was opened, so it can be read.
+        X509Certificate::from_der(&self.der).is_ok_and(|(_, ca)| {
             certificate.issuer() == ca.subject()
                 && certificate.verify_signature(Some(ca.public_key())).is_ok()
         })
@@ -102,12 +104,6 @@ impl Authority {
 
     /// Whether it has signed this list.
     pub fn has_listed(&self, list: &CertificateRevocationList<'_>) -> bool {
-        self.parsed()
-            .is_some_and(|ca| list.issuer() == ca.subject() && list.verify_signature(ca.public_key()).is_ok())
-    }
-
-    /// It was read when the CA was opened, so there is always something.
-    fn parsed(&self) -> Option<X509Certificate<'_>> {
-        X509Certificate::from_der(&self.der).ok().map(|(_, parsed)| parsed)
+        has_signed(&self.der, list)
     }
 }

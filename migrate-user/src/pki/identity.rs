@@ -154,6 +154,13 @@ impl Identity {
         self.is_revoked
     }
 
+    /// Says in the log when it is.
+    pub fn warn_if_revoked(&self) {
+        if self.is_revoked {
+            tracing::warn!("this host's own certificate is on the list of revoked ones: peers refuse it");
+        }
+    }
+
     pub(crate) fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
     }

@@ -93,11 +93,7 @@ impl Keeper {
                     revoked = held.identity.revoked(),
                     "certificates read anew; they hold for connections from now on"
                 );
-                if held.identity.is_revoked() {
-                    tracing::warn!(
-                        "this host's own certificate is on the list of revoked ones: peers refuse it"
-                    );
-                }
+                held.identity.warn_if_revoked();
                 true
             }
             Err(error) => {

@@ -56,7 +56,8 @@ impl Revocations {
     }
 }
 
-fn has_signed(ca: &CertificateDer<'_>, list: &CertificateRevocationList<'_>) -> bool {
+/// Whether a CA has signed this list.
+pub(super) fn has_signed(ca: &CertificateDer<'_>, list: &CertificateRevocationList<'_>) -> bool {
     X509Certificate::from_der(ca)
         .is_ok_and(|(_, ca)| ca.subject() == list.issuer() && list.verify_signature(ca.public_key()).is_ok())
 }

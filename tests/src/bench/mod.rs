@@ -9,11 +9,11 @@ mod transport;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate, SerialLog};
-use crate::lab::{Accel, Lab, LabConfig, Side, VmConfig, plan::VM_NAME};
+use crate::lab::{Accel, Host, Lab, LabConfig, Report, Side, VmConfig, plan::VM_NAME};
 use ciphers::Cost;
 use qemu::Peer;
 use table::{Row, Table};
@@ -170,28 +170,31 @@ fn with_guest<T>(lab: &Lab, config: &VmConfig, work: impl FnOnce() -> Result<T>)
 
 /// One migration by agents with these settings beside the usual ones.
 fn xferry(lab: &Lab, config: &VmConfig, settings: &str) -> Result<Cost> {
-    for side in [Side::A, Side::B] {
-        let host = lab.host(side);
-        host.write_vm_definition(config)?;
-        host.start_agent_by(&format!("{settings}\n{}", host.agent_config()?))?;
+    let (report, cpu) = migrate(lab, config, |host| host.start_agent_saying(settings))?;
+    let first = report.rounds().into_iter().next().context("a report without rounds")?;
+    let figures = Figures {
+        total_ms: report.milliseconds("/total-time").context("a report without total-time")?,
+        downtime_ms: report.milliseconds("/downtime").context("a report without downtime")?,
+        rate_mib: Some(first.bytes as f64 / MIB / (first.duration_ms / 1e3)),
+    };
+    Ok(Cost { figures, cpu })
+}
+
+/// One migration by agents that `start` starts: its report, and the processor time of both agents, s.
+fn migrate(lab: &Lab, config: &VmConfig, start: impl Fn(&Host) -> Result<()>) -> Result<(Report, [f64; 2])> {
+    for side in Side::BOTH {
+        lab.host(side).write_vm_definition(config)?;
+        start(lab.host(side))?;
     }
-    let figures = with_guest(lab, config, || {
+    let migrated = with_guest(lab, config, || {
         let output = lab.a.xferry(&["migrate", VM_NAME, "--to", "host-b", "--json"], MIGRATION_LIMIT)?;
-        if !output.status.success() {
-            bail!("xferry failed: {}{}", output.stdout, output.stderr);
-        }
-        let report = crate::lab::Report::parse(&output.stdout)?;
-        let first = report.rounds().into_iter().next().context("a report without rounds")?;
-        let figures = Figures {
-            total_ms: report.milliseconds("/total-time").context("a report without total-time")?,
-            downtime_ms: report.milliseconds("/downtime").context("a report without downtime")?,
-            rate_mib: Some(first.bytes as f64 / MIB / (first.duration_ms / 1e3)),
-        };
-        Ok(Cost { figures, cpu: [ciphers::agent_cpu(&lab.a)?, ciphers::agent_cpu(&lab.b)?] })
+        ensure!(output.status.success(), "xferry failed: {}{}", output.stdout, output.stderr);
+        let cpu = [ciphers::agent_cpu(&lab.a)?, ciphers::agent_cpu(&lab.b)?];
+        Ok((Report::parse(&output.stdout)?, cpu))
     });
     lab.a.kill_agent();
     lab.b.kill_agent();
-    figures
+    migrated
 }
 
 impl Row {

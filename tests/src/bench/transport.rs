@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{MIB, MIGRATION_LIMIT, table::median, with_guest};
-use crate::lab::{Lab, Report, Side, VmConfig, plan::VM_NAME};
+use super::{MIB, migrate, table::median};
+use crate::lab::{Host, Lab, Report, Side, VmConfig};
 
 /// By what frames leave host-a, and by what they arrive at host-b.
 const PAIRS: [[&str; 2]; 4] = [["af-xdp", "af-xdp"], ["af-xdp", "udp"], ["udp", "af-xdp"], ["udp", "udp"]];
@@ -18,7 +18,8 @@ pub(super) fn compare(lab: &Lab, config: &VmConfig, runs: u32) -> Result<()> {
     // The first is not counted: it touches memory that the machine below has yet to find.
     for run in 0..=runs {
         for (index, pair) in PAIRS.into_iter().enumerate() {
-            let report = migrate(lab, config, pair)?;
+            let start = |host: &Host| host.start_agent_on(pair[usize::from(host.side() == Side::B)]);
+            let (report, _) = migrate(lab, config, start).with_context(|| format!("{pair:?}"))?;
             if run > 0 {
                 rates[index].push(pre_copy(&report)?);
                 blackouts[index].push(report.milliseconds("/downtime").context("a report without downtime")?);
@@ -33,21 +34,6 @@ pub(super) fn compare(lab: &Lab, config: &VmConfig, runs: u32) -> Result<()> {
         println!("{:<18} {rate:>15.0} {:>7.2} {blackout:>12.1}", format!("{from} → {to}"), rate / best);
     }
     Ok(())
-}
-
-fn migrate(lab: &Lab, config: &VmConfig, pair: [&'static str; 2]) -> Result<Report> {
-    for (side, transport) in Side::BOTH.into_iter().zip(pair) {
-        lab.host(side).write_vm_definition(config)?;
-        lab.host(side).start_agent_on(transport)?;
-    }
-    let report = with_guest(lab, config, || {
-        let output = lab.a.xferry(&["migrate", VM_NAME, "--to", "host-b", "--json"], MIGRATION_LIMIT)?;
-        ensure!(output.status.success(), "{pair:?}: {}{}", output.stdout, output.stderr);
-        Report::parse(&output.stdout)
-    });
-    lab.a.kill_agent();
-    lab.b.kill_agent();
-    report
 }
 
 /// Page content of the rounds while the VM ran, by their time, MiB/s.

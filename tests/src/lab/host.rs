@@ -131,6 +131,14 @@ impl Host {
         self.start_agent_by(&(self.agent_config()? + more))
     }
 
+    /// The same with other settings (TOML) before the first table of its configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_saying(&self, settings: &str) -> Result<()> {
+        self.start_agent_by(&format!("{settings}\n{}", self.agent_config()?))
+    }
+
     /// The same with another `[migration] transport` than the lab's.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::{
     datapath::{Endpoint, FrameLayout, FramePath, FrameSink, UdpGroup, XskSink, XskSource},
     migration::MigrationError,
     network::{AttachMode, Bouncer, DropCount, Nic},
-    xsk::{BindMode, Binding, CHUNK_SIZE, Socket, SocketConfig, Statistics, TxQueue},
+    xsk::{BindMode, Binding, CHUNK_SIZE, Socket, SocketConfig, TxQueue},
 };
 
 /// Receive buffers of one queue: 16 MiB.
@@ -114,9 +114,8 @@ impl XdpLink {
     }
 
     pub fn no_buffer(&self) -> u64 {
-        let statistics: Vec<Statistics> =
-            self.sockets.iter().filter_map(|socket| socket.statistics().ok()).collect();
-        statistics.iter().map(|s| s.rx_ring_full + s.rx_fill_ring_empty + s.rx_dropped).sum()
+        let statistics = self.sockets.iter().filter_map(|socket| socket.statistics().ok());
+        statistics.map(|s| s.rx_ring_full + s.rx_fill_ring_empty + s.rx_dropped).sum()
     }
 
     /// All send queues, for one migration.

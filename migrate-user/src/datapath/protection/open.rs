@@ -40,16 +40,16 @@ impl Opener {
         header: FrameHeader,
         use_it: impl FnOnce(&Frame<'_>) -> T,
     ) -> Result<T, Unproved> {
+        let as_agreed = header.guard == self.protection.guard();
         match &self.protection {
-            // A frame that is sealed without reason, where nobody can unseal it.
-            Protection::Checksum if header.guard != self.protection.guard() => Err(Unproved::Corrupt),
             Protection::Checksum => {
-                if checksum(datagram, &header) != header.checksum {
+                // Sealed without reason, nobody can open it.
+                if !as_agreed || checksum(datagram, &header) != header.checksum {
                     return Err(Unproved::Corrupt);
                 }
                 Ok(use_it(&datagram.frame(header)))
             }
-            Protection::Sealed(_) if header.guard != self.protection.guard() => Err(Unproved::BadTag),
+            Protection::Sealed(_) if !as_agreed => Err(Unproved::BadTag),
             Protection::Sealed(key) => {
                 let len = header.body_len();
                 let Self { sealed, plain, .. } = self;

@@ -8,10 +8,7 @@ use std::{
     },
 };
 
-use migrate_common::{
-    maps::{DROP_REASONS, DropReason, MAX_SESSIONS},
-    wire::WireError,
-};
+use migrate_common::maps::{DROP_REASONS, DropReason, MAX_SESSIONS};
 
 use crate::datapath::Datagram;
 
@@ -102,12 +99,7 @@ impl Watch {
     }
 
     fn judge(&self, datagram: &Datagram<'_>, from: IpAddr) -> Result<(), DropReason> {
-        let header = datagram.header().map_err(|error| match error {
-            WireError::Truncated => DropReason::Truncated,
-            WireError::BadMagic => DropReason::BadMagic,
-            WireError::BadVersion(_) => DropReason::BadVersion,
-            _ => DropReason::Malformed,
-        })?;
+        let header = datagram.header().map_err(DropReason::from)?;
         let registered = self.registered.iter().find(|&&(session, _)| session == header.session);
         let &(_, peer) = registered.ok_or(DropReason::UnknownSession)?;
         if peer == from.to_canonical() { Ok(()) } else { Err(DropReason::WrongPeer) }
