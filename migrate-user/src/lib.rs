@@ -33,6 +33,7 @@ pub mod pki;
 pub mod preflight;
 pub mod privileges;
 pub mod report;
+mod sync;
 pub mod vmm;
 #[expect(unsafe_code, reason = "rings and UMEM shared with the kernel")]
 pub mod xsk;

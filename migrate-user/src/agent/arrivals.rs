@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     os::unix::fs::MetadataExt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use super::AdmissionConfig;
 use crate::preflight::Admission;
+use crate::sync::lock;
 
 /// Unit of `st_blocks` (stat(2)), bytes.
 const BLOCK: u64 = 512;
@@ -39,7 +40,7 @@ impl Arrival {
 
 impl Arrivals {
     fn list(&self) -> MutexGuard<'_, Vec<Arrival>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Names of the VMs.

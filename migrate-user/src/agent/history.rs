@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -13,6 +13,7 @@ use crate::{
     files,
     migration::{Session, Verdict},
     report::{Phase, Report, Status},
+    sync::lock,
 };
 
 /// Longest report that is read, bytes.
@@ -45,7 +46,7 @@ impl History {
 
     pub fn store(&self, report: &Report) {
         {
-            let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut latest = lock(&self.latest);
             latest.push_front(report.clone());
             latest.truncate(REMEMBERED);
         }
@@ -86,12 +87,12 @@ impl History {
             };
         }
         report.notes.push(format!("settled later: {how}"));
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != report.id);
+        lock(&self.latest).retain(|other| other.id != report.id);
         self.store(&report);
     }
 
     pub fn read(&self, id: &str) -> Option<Report> {
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = lock(&self.latest);
         if let Some(report) = latest.iter().find(|report| report.id == id) {
             return Some(report.clone());
         }
@@ -107,7 +108,7 @@ impl History {
     /// The newest `count` reports, newest first.
     pub fn recent(&self, count: usize) -> Vec<Report> {
         let mut found = numbers(&self.directory);
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = lock(&self.latest);
         found.extend(latest.iter().filter_map(|report| Some((number(&report.id)?, report.id.clone()))));
         drop(latest);
         found.sort_unstable_by(|a, b| b.cmp(a));

@@ -27,7 +27,7 @@ pub use socket::{SocketGroup, SocketStatus};
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::sync::watch;
@@ -38,6 +38,7 @@ use crate::{
     preflight::{self, Check, Finding},
     privileges,
     report::{Recorder, Report, Status},
+    sync::lock,
 };
 use arrivals::Arrivals;
 use history::History;
@@ -200,7 +201,7 @@ impl Agent {
     }
 
     fn active(&self) -> MutexGuard<'_, HashMap<String, Active>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.active)
     }
 
     /// Begins a migration; it goes on whoever asked for it dies. Returns its id.

@@ -1,6 +1,6 @@
 //! The migration NIC as the agent owns it: a link, receive workers, the migrations that are received.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -16,6 +16,7 @@ use crate::{
     migration::MigrationError,
     network::{AttachMode, DropCount, Nic, Transport},
     preflight::NicFacts,
+    sync::lock,
     xsk::Binding,
 };
 
@@ -77,10 +78,6 @@ pub struct PortStatus {
     pub sessions: Vec<SessionStatus>,
     /// Frames the kernel dropped for lack of buffers, all queues.
     pub no_buffer: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Port {

@@ -19,6 +19,7 @@ use super::{
     protection::{Opener, Protection, Unproved},
 };
 use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
+use crate::sync::lock;
 
 /// Most sender threads one migration may have.
 const MAX_LANES: u16 = 64;
@@ -187,7 +188,7 @@ impl Inbound {
 
     /// The first failure to place a page, if any; takes it out.
     pub fn take_failure(&self) -> Option<MemoryError> {
-        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+        lock(&self.failure).take()
     }
 
     /// Reserves and faults in the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until
@@ -213,7 +214,7 @@ impl Inbound {
     }
 
     fn fail(&self, error: MemoryError) {
-        self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+        lock(&self.failure).get_or_insert(error);
     }
 
     fn place(

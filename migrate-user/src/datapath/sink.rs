@@ -4,10 +4,7 @@ use crate::xsk::TxQueue;
 
 /// Takes frames one by one.
 pub trait FrameSink: Send {
-    /// Longest frame it takes, bytes.
-    fn capacity(&self) -> usize;
-
-    /// Lets `fill` write one frame and queues it. `fill` gets [`capacity`](Self::capacity) bytes of unknown
+    /// Lets `fill` write one frame and queues it. `fill` gets room for a frame as long as the path takes, of unknown
     /// content and returns the frame's length, 0 for none. Returns `false` without calling `fill` while there is
     /// no room; [`flush`](Self::flush) and try again.
     ///
@@ -49,10 +46,6 @@ impl XskSink {
 }
 
 impl FrameSink for XskSink {
-    fn capacity(&self) -> usize {
-        self.queue.slot_len()
-    }
-
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         let Some(mut slot) = self.queue.slot() else { return Ok(false) };
         let len = fill(self.queue.bytes(&mut slot));

@@ -87,9 +87,6 @@ struct WireSink {
 }
 
 impl FrameSink for WireSink {
-    fn capacity(&self) -> usize {
-        self.capacity
-    }
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         // Old content, as in a reused slot: nothing may depend on zeroes.
         let mut buffer = vec![0xa5; self.capacity];
@@ -292,9 +289,6 @@ fn frames_of_a_closed_epoch_are_never_placed() {
         let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
         struct Capture(Arc<Mutex<Vec<Vec<u8>>>>);
         impl FrameSink for Capture {
-            fn capacity(&self) -> usize {
-                9014
-            }
             fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
                 let mut buffer = vec![0; 9014];
                 let len = fill(&mut buffer);

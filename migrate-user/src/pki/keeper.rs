@@ -3,11 +3,12 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use super::{CA_FILE, CERTIFICATE_FILE, Identity, KEY_FILE, PkiError, REVOKED_FILE};
+use crate::sync::lock;
 
 /// How often somebody should [`Keeper::look`], so that a warning comes soon.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -77,7 +78,7 @@ impl Keeper {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// Whether the files were good.

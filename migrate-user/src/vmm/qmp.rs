@@ -7,12 +7,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use crate::sync::lock;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 use tokio::{
@@ -350,10 +351,6 @@ pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
         Ok(output) => Ok(output),
         Err(_) => tokio::time::timeout(LAST_CHANCE, future).await,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads until the monitor closes, or sends a line that is too long.

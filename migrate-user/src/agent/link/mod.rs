@@ -178,13 +178,6 @@ pub(super) enum LaneSink {
 }
 
 impl FrameSink for LaneSink {
-    fn capacity(&self) -> usize {
-        match self {
-            Self::Xdp(sink) => sink.capacity(),
-            Self::Udp(sink) => sink.capacity(),
-        }
-    }
-
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         match self {
             Self::Xdp(sink) => sink.frame(fill),

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::Target;
@@ -11,6 +11,7 @@ use crate::{
     datapath::{Endpoint, FrameLayout, FramePath, FrameSink, UdpGroup, XskSink, XskSource},
     migration::MigrationError,
     network::{AttachMode, Bouncer, DropCount, Nic},
+    sync::lock,
     xsk::{BindMode, Binding, CHUNK_SIZE, Socket, SocketConfig, TxQueue},
 };
 
@@ -29,10 +30,6 @@ pub(in crate::agent) struct XdpLink {
     /// No frame reaches it past the XDP program. It keeps the data port from everybody else: from an agent with UDP sockets,
     /// to which none would come.
     _port: UdpGroup,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl XdpLink {
@@ -152,10 +149,6 @@ impl Drop for LeasedSink {
 }
 
 impl FrameSink for LeasedSink {
-    fn capacity(&self) -> usize {
-        self.sink.as_ref().map_or(0, FrameSink::capacity)
-    }
-
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         self.sink.as_mut().map_or(Ok(false), |sink| sink.frame(fill))
     }

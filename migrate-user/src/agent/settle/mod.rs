@@ -9,7 +9,7 @@ pub(super) use ask::ask_until_answered;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use super::{Agent, AgentError, Peer};
 use crate::{
     control::Message,
     migration::{MigrationError, OpenSession, Resolution, Role, Session, Verdict},
+    sync::lock,
     vmm::{Qmp, QmpError, VmDefinition, VmmError},
 };
 
@@ -76,7 +77,7 @@ enum Said {
 
 impl Settlement {
     fn standing(&self) -> MutexGuard<'_, (String, Option<Choice>)> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.standing)
     }
 
     /// Says how it stands.
@@ -145,7 +146,7 @@ impl Settlement {
 
 impl Settlements {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Settlement>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// All of them.

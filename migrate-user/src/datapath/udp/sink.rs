@@ -147,10 +147,6 @@ fn cannot_cut(error: &Error) -> bool {
 }
 
 impl FrameSink for UdpSink {
-    fn capacity(&self) -> usize {
-        LONGEST
-    }
-
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         if self.batch.complete && !self.send()? {
             return Ok(false);

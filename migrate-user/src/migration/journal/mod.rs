@@ -17,12 +17,13 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::handover::{Answer, Change, Recorded, SessionState, Verdict};
+use crate::sync::lock;
 
 /// Sessions that are remembered after their end, for a peer that asks late.
 const REMEMBERED: usize = 1000;
@@ -173,7 +174,7 @@ impl Journal {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// The source is about to touch the VM.
