@@ -1,6 +1,8 @@
 //! A VM comes to this host: the waiting QEMU, its memory and the receiving end behind the destination's state
 //! machine.
 
+mod reserving;
+
 use std::{
     fs::Metadata,
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -59,7 +61,7 @@ pub(super) struct IncomingHost {
     nics: u32,
     /// Name in the list of arriving VMs.
     listed: Option<String>,
-    reserver: Option<JoinHandle<()>>,
+    reservers: Vec<JoinHandle<()>>,
     session: Option<Session>,
     /// What was found out before anything was started.
     admitted: Option<Admitted>,
@@ -108,7 +110,7 @@ impl IncomingHost {
             announcer: None,
             nics: 0,
             listed: None,
-            reserver: None,
+            reservers: Vec::new(),
             session: None,
             admitted: None,
             ram: RamFiles::default(),
@@ -167,7 +169,7 @@ impl IncomingHost {
             self.agent.write_journal(move |journal| journal.wait(session)).await?;
         }
         let prepared = self.open_session(request, layout, mappings, reservations)?;
-        self.reserver = Some(reserve(self.inbound()?, request.populated.clone())?);
+        self.reservers = reserving::start(self.inbound()?, &request.populated, self.agent.port.lanes())?;
         Ok(prepared)
     }
 
@@ -347,16 +349,6 @@ async fn destination_facts(
         images: preflight::image_facts(found.pid, found.machine.disks.clone(), images).await,
         uplinks: announcing::uplinks(definition, &macs, found),
     }
-}
-
-/// Takes the memory of `chunks` beside the first round: first touch is what costs, and the receive worker has
-/// time to spare.
-fn reserve(inbound: &Arc<Inbound>, chunks: Vec<(u64, u64)>) -> Result<JoinHandle<()>, MigrationError> {
-    let inbound = Arc::clone(inbound);
-    std::thread::Builder::new()
-        .name("reserve".into())
-        .spawn(move || inbound.reserve(chunks.into_iter().flat_map(|(start, end)| start..end)))
-        .map_err(|error| MigrationError::Host(format!("no thread to reserve memory: {error}")))
 }
 
 impl DestinationHost for IncomingHost {
@@ -556,7 +548,7 @@ impl DestinationHost for IncomingHost {
             inbound.close();
             self.agent.port.close_session(inbound.session()).await;
         }
-        if let Some(reserver) = self.reserver.take() {
+        for reserver in self.reservers.drain(..) {
             // It looks at the closing after every 2 MiB. A panic in it has been printed.
             let _ = tokio::task::block_in_place(|| reserver.join());
         }

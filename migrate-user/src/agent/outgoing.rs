@@ -105,10 +105,11 @@ async fn depart(
         true => Finding::bad(Check::ControlChannel, error.to_string(), ""),
         false => Finding::unknown(Check::Peer, error.to_string(), ""),
     };
-    let (qmp, facts) = match look(definition, limits).await {
+    let (looked, connected) = tokio::join!(look(definition, limits), connect());
+    let (qmp, facts) = match looked {
         Ok(found) => found,
         Err(finding) => {
-            return Err(std::iter::once(finding).chain(connect().await.err().map(unreachable)).collect());
+            return Err(std::iter::once(finding).chain(connected.err().map(unreachable)).collect());
         }
     };
     let quiesced = !facts.direct_nodes.is_empty();
@@ -189,7 +190,7 @@ async fn depart(
         force: request.force,
         check_only: refused,
     };
-    let channel = match connect().await {
+    let channel = match connected {
         Ok(channel) => channel,
         Err(error) => {
             findings.push(unreachable(error));

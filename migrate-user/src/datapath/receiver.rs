@@ -12,7 +12,7 @@ use migrate_common::{
 
 use super::{
     accounting::{FrameSet, QueueFigures},
-    datagram::Datagram,
+    datagram::{Datagram, Pieces},
     feedback::{Feedback, FeedbackTx},
     frame::Frame,
     layout::FrameLayout,
@@ -191,9 +191,8 @@ impl Inbound {
         lock(&self.failure).take()
     }
 
-    /// Reserves and faults in the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until
-    /// [`close`](Self::close). Runs beside the first round, a little ahead of its frames; what they reach first they
-    /// reserve themselves. A failure shows like one of placing a page.
+    /// Covers the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until [`close`](Self::close). Runs beside the
+    /// first round, a little ahead of its frames; several threads may share the chunks. A failure shows like one of placing a page.
     pub fn reserve(&self, chunks: impl Iterator<Item = u64>) {
         for chunk in chunks {
             let page = chunk * RESERVE_CHUNK;
@@ -208,6 +207,11 @@ impl Inbound {
         }
     }
 
+    /// Whether any of the memory must be covered before pages are placed in it.
+    pub fn must_reserve(&self) -> bool {
+        self.spec.reservations.iter().any(Reservation::must_cover)
+    }
+
     /// Ends [`reserve`](Self::reserve).
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
@@ -217,37 +221,25 @@ impl Inbound {
         lock(&self.failure).get_or_insert(error);
     }
 
-    fn place(
-        &self,
-        at: BackendPage,
-        offset: usize,
-        pieces: impl Iterator<Item = impl AsRef<[u8]>>,
-    ) -> Result<(), MemoryError> {
+    /// Places `length` bytes from `offset` of a page on, all in one backend.
+    fn place(&self, page: u64, offset: usize, length: usize, pieces: Pieces<'_>) -> Result<(), MemoryError> {
+        let at = self.spec.layout.locate(page);
         let backend = usize::from(at.backend);
-        let mapping = &self.spec.mappings[backend];
-        let reservation = &self.spec.reservations[backend];
-        if !reservation.covers(at.page) {
-            reservation.cover(mapping, at.page)?;
-        }
-        let mut offset = offset;
-        for piece in pieces {
-            let piece = piece.as_ref();
-            mapping.write(at.page, offset, piece);
-            offset += piece.len();
-        }
+        let (reservation, mapping) = (&self.spec.reservations[backend], &self.spec.mappings[backend]);
+        reservation.place(mapping, at.page, offset, length, pieces)?;
+        let pages = (offset + length).div_ceil(PAGE_SIZE) as u64;
+        (page..page + pages).for_each(|page| self.mark(page));
         Ok(())
     }
 
-    fn clear(&self, first: u64, pages: u32) {
+    fn clear(&self, first: u64, pages: u32) -> Result<(), MemoryError> {
         for page in first..first + u64::from(pages) {
             let at = self.spec.layout.locate(page);
             let backend = usize::from(at.backend);
-            // What was never reserved is a hole and reads as zero already.
-            if self.spec.reservations[backend].covers(at.page) {
-                self.spec.mappings[backend].zero(at.page);
-                self.mark(page);
-            }
+            self.spec.reservations[backend].zero(&self.spec.mappings[backend], at.page)?;
+            self.mark(page);
         }
+        Ok(())
     }
 
     fn tell(&self, epoch: u32, lane: usize, seen: u32) {
@@ -265,8 +257,16 @@ impl Inbound {
 
 /// A descriptor whose bounds were checked against the guest.
 enum Placement {
-    Data { page: u64, offset: usize, length: usize },
-    Zero { page: u64, pages: u32 },
+    /// Part of a page, or whole pages one behind the other in one backend.
+    Data {
+        page: u64,
+        offset: usize,
+        length: usize,
+    },
+    Zero {
+        page: u64,
+        pages: u32,
+    },
 }
 
 #[derive(Default)]
@@ -359,16 +359,16 @@ impl SessionReceiver {
         }
         let mut at = 0;
         for placement in placements {
-            match placement {
+            let placed = match placement {
                 Placement::Data { page, offset, length } => {
-                    let place = self.inbound.spec.layout.locate(page);
-                    if let Err(error) = self.inbound.place(place, offset, frame.payload(at, length)) {
-                        return self.inbound.fail(error);
-                    }
+                    let pieces = frame.payload(at, length);
                     at += length;
-                    self.inbound.mark(page);
+                    self.inbound.place(page, offset, length, pieces)
                 }
                 Placement::Zero { page, pages } => self.inbound.clear(page, pages),
+            };
+            if let Err(error) = placed {
+                return self.inbound.fail(error);
             }
         }
         count(&counters.frames);
@@ -385,16 +385,30 @@ impl SessionReceiver {
         let layout = &self.inbound.spec.layout;
         let mut payload = 0;
         let mut cleared = 0;
+        let mut run = None;
         let mut placements = Vec::with_capacity(frame.descriptors().len());
         for bytes in frame.descriptors() {
             let placement = match PageDescriptor::parse(bytes).ok()? {
                 PageDescriptor::Data { backend, page, offset, length } => {
                     payload += usize::from(length);
                     debug_assert!(usize::from(length) <= PAGE_SIZE);
-                    let page = layout.number(BackendPage { backend, page })?;
-                    Placement::Data { page, offset: offset.into(), length: length.into() }
+                    let at = BackendPage { backend, page };
+                    let number = layout.number(at)?;
+                    let whole = usize::from(length) == PAGE_SIZE;
+                    // Neighbours are placed at once.
+                    let follows = whole
+                        && run.is_some_and(|last: BackendPage| {
+                            (last.backend, last.page + 1) == (at.backend, at.page)
+                        });
+                    run = whole.then_some(at);
+                    if follows && let Some(Placement::Data { length, .. }) = placements.last_mut() {
+                        *length += PAGE_SIZE;
+                        continue;
+                    }
+                    Placement::Data { page: number, offset: offset.into(), length: length.into() }
                 }
                 PageDescriptor::Zero { backend, page, pages } => {
+                    run = None;
                     // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
                     cleared += u64::from(pages);
                     if cleared > layout.pages() {

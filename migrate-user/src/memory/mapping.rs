@@ -83,7 +83,8 @@ impl Mapping {
     }
 
     fn at(&self, page: u64, offset: usize, len: usize) -> NonNull<u8> {
-        assert!(page < self.pages && offset + len <= PAGE_SIZE, "page {page} of {}", self.pages);
+        let room = self.pages.checked_sub(page).map_or(0, |pages| pages as usize * PAGE_SIZE);
+        assert!(offset.checked_add(len).is_some_and(|end| end <= room), "page {page} of {}", self.pages);
         // SAFETY: in bounds of the mapping, just checked.
         unsafe { self.start.add(page as usize * PAGE_SIZE + offset) }
     }
@@ -98,10 +99,10 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
     }
 
-    /// Copies a fragment of a page in.
+    /// Copies bytes in, from `offset` of a page on; they may reach into the pages behind it.
     ///
     /// # Panics
-    /// When the fragment lies outside the file (the receiver checks what comes from the wire first) or the
+    /// When they do not lie within the file (the receiver checks what comes from the wire first) or the
     /// mapping is for reading.
     pub fn write(&self, page: u64, offset: usize, from: &[u8]) {
         assert_eq!(self.access, Access::Write);

@@ -1,7 +1,8 @@
-//! Memory at the destination, taken before it is needed.
+//! Memory at the destination: taken cleanly, before or as pages are placed.
 
 use std::{
     fs::File,
+    io::IoSlice,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -14,12 +15,21 @@ use super::{Mapping, MemoryError};
 /// Unit of reservation in pages (2 MiB).
 pub const RESERVE_CHUNK: u64 = 512;
 
-/// Which chunks of one RAM file have memory behind them.
+/// `f_type` of hugetlbfs: `HUGETLBFS_MAGIC`, include/uapi/linux/magic.h.
+const HUGETLBFS: i64 = 0x9584_58f6;
+/// Pieces that one call writes at most: 15 pages in receive buffers of 3840 bytes are 17.
+const PIECES: usize = 18;
+
+/// Which chunks of one RAM file have memory behind them and in front of it, in the mapping.
 ///
-/// Writing to a hole of a full tmpfs through a mapping kills the process (SIGBUS). Every chunk is therefore
-/// allocated by `fallocate`, which fails cleanly, before its first page is placed.
+/// Writing to a hole of a full tmpfs through a mapping kills the process (SIGBUS). So a chunk is either **covered** first:
+/// allocated by `fallocate`, which fails cleanly, and faulted in; or its pages are written to the file as
+/// any file's (`pwritev`), which fails cleanly too and costs half of a first touch: no page is looked up twice, cleared and mapped
+/// (docs/performance.md). hugetlbfs knows no writing: there every chunk is covered.
 pub struct Reservation {
     chunks: Vec<AtomicU64>,
+    /// Whether pages may be written to the file.
+    by_file: bool,
 }
 
 /// Makes all of `file` a hole: it keeps its size and gives its memory back.
@@ -42,7 +52,63 @@ impl Reservation {
     pub fn clear(mapping: &Mapping) -> Result<Self, MemoryError> {
         empty(mapping.file(), mapping.path())?;
         let chunks = mapping.pages().div_ceil(RESERVE_CHUNK);
-        Ok(Self { chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() })
+        let system = rustix::fs::fstatfs(mapping.file()).map_err(|errno| MemoryError::File {
+            operation: "ask for the file system of",
+            path: mapping.path().to_owned(),
+            source: errno.into(),
+        })?;
+        Ok(Self {
+            chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            by_file: system.f_type != HUGETLBFS,
+        })
+    }
+
+    /// Whether chunks must be covered before anything is placed in them.
+    pub fn must_cover(&self) -> bool {
+        !self.by_file
+    }
+
+    /// Places `pieces`, one behind the other, from `offset` of a page on; they may reach into the pages behind it.
+    /// Safe to call from several threads.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRoom`] when the file system is full.
+    ///
+    /// # Panics
+    /// As [`Mapping::write`].
+    pub fn place<'a>(
+        &self,
+        mapping: &Mapping,
+        page: u64,
+        offset: usize,
+        len: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), MemoryError> {
+        let last = page + ((offset + len).saturating_sub(1) / PAGE_SIZE) as u64;
+        if self.by_file && !(self.covers(page) && self.covers(last)) {
+            return write(mapping, page * PAGE_SIZE as u64 + offset as u64, pieces);
+        }
+        for page in [page, last] {
+            self.cover(mapping, page)?;
+        }
+        let mut offset = offset;
+        for piece in pieces {
+            mapping.write(page, offset, piece);
+            offset += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Makes a page zero. Safe to call from several threads.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRoom`] when the file system is full.
+    pub fn zero(&self, mapping: &Mapping, page: u64) -> Result<(), MemoryError> {
+        if self.by_file || self.covers(page) {
+            return self.place(mapping, page, 0, PAGE_SIZE, std::iter::once(&[0; PAGE_SIZE][..]));
+        }
+        // What was never covered is a hole, and reads as zero already.
+        Ok(())
     }
 
     /// Whether the chunk of `page` is reserved.
@@ -70,21 +136,50 @@ impl Reservation {
             start * PAGE_SIZE as u64,
             (end - start) * PAGE_SIZE as u64,
         )
-        .map_err(|errno| match errno {
-            Errno::NOSPC | Errno::NOMEM => {
-                MemoryError::NoRoom { path: mapping.path().to_owned(), source: errno.into() }
-            }
-            other => MemoryError::File {
-                operation: "reserve memory in",
-                path: mapping.path().to_owned(),
-                source: other.into(),
-            },
-        })?;
+        .map_err(|errno| failure(mapping, "reserve memory in", errno))?;
         mapping.populate(start, end)?;
         if let Some(word) = self.chunks.get((chunk / 64) as usize) {
             word.fetch_or(1 << (chunk % 64), Ordering::AcqRel);
         }
         Ok(())
+    }
+}
+
+fn failure(mapping: &Mapping, operation: &'static str, errno: Errno) -> MemoryError {
+    let path = mapping.path().to_owned();
+    match errno {
+        Errno::NOSPC | Errno::NOMEM => MemoryError::NoRoom { path, source: errno.into() },
+        other => MemoryError::File { operation, path, source: other.into() },
+    }
+}
+
+/// Writes pieces, one behind the other, at byte `at` of the file.
+fn write<'a>(
+    mapping: &Mapping,
+    mut at: u64,
+    mut pieces: impl Iterator<Item = &'a [u8]>,
+) -> Result<(), MemoryError> {
+    loop {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(&mut pieces) {
+            *slice = IoSlice::new(piece);
+            count += 1;
+        }
+        let mut rest = &mut slices[..count];
+        while !rest.is_empty() {
+            match rustix::io::pwritev(mapping.file(), rest, at) {
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failure(mapping, "write to", errno)),
+            }
+        }
+        if count < PIECES {
+            return Ok(());
+        }
     }
 }
 
@@ -108,5 +203,32 @@ mod tests {
         assert!(!reservation.covers(511) && !reservation.covers(1024));
         let extents = super::super::data_extents(mapping.file(), mapping.path()).unwrap();
         assert_eq!(extents, [super::super::Extent { start: 512, end: 1024 }]);
+    }
+
+    /// Through the file where nothing is covered, through the mapping where all is, and across the border.
+    #[test]
+    fn both_ways_of_placing_arrive_in_the_same_memory() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(4 << 20).unwrap();
+        let mapping = Mapping::new(file, "t".into(), Access::Write).unwrap();
+        let reservation = Reservation::clear(&mapping).unwrap();
+        reservation.cover(&mapping, 512).unwrap();
+        // More pieces than one call takes.
+        let bytes: Vec<u8> = (0..2 * PAGE_SIZE).map(|at| (at / 7) as u8).collect();
+        for page in [3, 511, 600] {
+            reservation.place(&mapping, page, 100, 2 * PAGE_SIZE - 100, bytes[100..].chunks(300)).unwrap();
+            let mut came = vec![0; PAGE_SIZE];
+            mapping.read(page, 0, &mut came);
+            assert!(
+                came[..100].iter().all(|&byte| byte == 0) && came[100..] == bytes[100..PAGE_SIZE],
+                "{page}"
+            );
+            mapping.read(page + 1, 0, &mut came);
+            assert_eq!(came, bytes[PAGE_SIZE..], "{page}");
+            reservation.zero(&mapping, page + 1).unwrap();
+            mapping.read(page + 1, 0, &mut came);
+            assert!(came.iter().all(|&byte| byte == 0), "{page}");
+        }
+        assert!(!reservation.covers(3) && !reservation.covers(511));
     }
 }

@@ -166,6 +166,8 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     findings: Vec<Finding>,
     epoch: u32,
     stopped_at: Option<Instant>,
+    /// When the VM was known to run at the destination, ms after the request.
+    running_at: Option<f64>,
     quiesced_now: bool,
 }
 
@@ -191,6 +193,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             stream: None,
             epoch: 0,
             stopped_at: None,
+            running_at: None,
             quiesced_now: false,
         }
     }
@@ -211,7 +214,10 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             report.phase = Phase::Ended;
         });
         let total = self.record.elapsed_ms();
-        self.record.update(|report| report.total_time = total);
+        self.record.update(|report| match self.running_at {
+            Some(running) => (report.total_time, report.cleanup_time) = (running, total - running),
+            None => report.total_time = total,
+        });
     }
 
     /// The preflight alone: all that was found, here and there. Nothing of it is left afterwards.

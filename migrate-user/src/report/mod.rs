@@ -234,8 +234,11 @@ pub struct Report {
     pub transport: Transport,
     /// How dirty pages were found: `live` or `quiesced`, and why.
     pub scan_mode: String,
-    /// From the request to the end, ms.
+    /// From the request until the VM was known to run at the destination, ms; to the end where it never did.
     pub total_time: f64,
+    /// From then until the old VMM had ended and its memory was given back, ms.
+    #[serde(default)]
+    pub cleanup_time: f64,
     /// Until the first page was sent, ms.
     pub setup_time: f64,
     /// Blackout, ms: vCPUs stopped at the source until the source knew that they run at the destination.

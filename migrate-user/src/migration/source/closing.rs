@@ -131,7 +131,8 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         self.record.update(|report| report.notes.push(note));
     }
 
-    fn note_downtime(&self) {
+    fn note_downtime(&mut self) {
+        self.running_at = Some(self.record.elapsed_ms());
         if let Some(stopped) = self.stopped_at {
             let downtime = stopped.elapsed().as_secs_f64() * 1e3;
             self.record.update(|report| report.downtime = downtime);
