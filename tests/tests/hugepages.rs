@@ -1,4 +1,4 @@
-//! A guest whose RAM is in huge pages of hugetlbfs.
+//! Guests whose RAM is in huge pages, of hugetlbfs or tmpfs.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -80,4 +80,22 @@ fn guest_in_huge_pages_moves_and_gives_them_back() {
     let used = before - HugePages::free();
     let whole = scenario.vm.memory_mib / 2;
     assert!(used <= whole, "{used} huge pages are in use, the VM has {whole}");
+}
+
+/// Huge pages of tmpfs are tracked by 4 KiB: whoever writes a few thousand pages does not dirty all of RAM.
+#[test]
+fn guest_in_huge_pages_of_tmpfs_dirties_what_it_writes() {
+    if skipped("guest_in_huge_pages_of_tmpfs_dirties_what_it_writes", GuestKind::Bare) {
+        return;
+    }
+    let config = LabConfig { huge_tmpfs: true, ..LabConfig::for_test() };
+    let scenario = Scenario::new(config, bare(Workload::USUAL).unwrap()).unwrap();
+    scenario.start_agents().unwrap();
+    scenario.boot().unwrap();
+    for side in Side::BOTH {
+        let report = scenario.expect_migrates(side, &["--verify=full"]).unwrap();
+        let dirtied = report.0["rounds"][0]["dirtied-pages"].as_u64().unwrap();
+        let pages = scenario.vm.memory_mib << 8;
+        assert!(0 < dirtied && dirtied < pages / 10, "{dirtied} of {pages} pages dirtied in round 0");
+    }
 }

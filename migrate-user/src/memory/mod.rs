@@ -19,7 +19,7 @@ mod vma;
 pub(crate) use vma::fuzz as fuzz_maps;
 
 pub use digest::{Digest, PageHashes};
-pub use extents::{Extent, data_extents, existing_pages};
+pub use extents::{Extent, data_chunks, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};
 pub use layout::{Backend, BackendPage, RamLayout};
 pub use mapping::{Access, Mapping};

@@ -51,7 +51,8 @@ pub(super) fn backed(host: &str, mib: u64, backing: &[Backing]) -> Finding {
         let remedy = format!("put {} on tmpfs: only there is it seen what the guest writes", other.path);
         return Finding::bad(Check::RamBacking, found, remedy);
     }
-    if backing.iter().any(|one| one.file_system == "hugetlbfs" || !one.transparent_huge.is_empty()) {
+    // Huge pages of tmpfs are no such case: protecting them splits their mappings (`pgtable_split_needed`, mm/mprotect.c).
+    if backing.iter().any(|one| one.file_system == "hugetlbfs") {
         let remedy = "one byte that the guest writes makes a whole huge page dirty: expect more to send, and give more \
                       --downtime-limit if it does not converge";
         return Finding::warning(Check::RamBacking, found, remedy);

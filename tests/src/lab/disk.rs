@@ -19,7 +19,16 @@ const FILLER: &str = "filler";
 
 /// Mounts a tmpfs of `bytes` on a directory.
 pub(super) fn mount(directory: &Path, bytes: u64) -> Result<()> {
-    let options = std::ffi::CString::new(format!("size={bytes}")).context("a mount option")?;
+    mount_tmpfs(directory, &format!("size={bytes}"))
+}
+
+/// Mounts a tmpfs for RAM in huge pages on a directory, as large as the machine's memory.
+pub(super) fn mount_huge(directory: &Path) -> Result<()> {
+    mount_tmpfs(directory, "size=100%,huge=within_size")
+}
+
+fn mount_tmpfs(directory: &Path, options: &str) -> Result<()> {
+    let options = std::ffi::CString::new(options).context("a mount option")?;
     mount_at("tmpfs", directory, "tmpfs", MountFlags::empty(), options.as_c_str())
         .with_context(|| format!("mounting a tmpfs on {}", directory.display()))
 }

@@ -33,7 +33,7 @@ impl Fixture {
         let fixture = Arc::new(Self { layout, life: Mutex::new(Life::Up) });
         signals::watch(&fixture);
         let built = fixture.while_up(|| {
-            make_directories(&fixture.layout)?;
+            make_directories(&fixture.layout, config)?;
             if let Some(bytes) = config.state_disk {
                 Side::BOTH
                     .iter()
@@ -123,7 +123,12 @@ pub(super) fn remove_stale() -> Vec<String> {
     removed
 }
 
-fn make_directories(layout: &Layout) -> Result<()> {
+fn make_directories(layout: &Layout, config: &LabConfig) -> Result<()> {
+    if config.huge_tmpfs {
+        let directory = layout.ram_dir();
+        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        disk::mount_huge(&directory)?;
+    }
     let disk_dir = layout.disk().parent().map(ToOwned::to_owned).into_iter();
     let host_dirs = Side::BOTH.into_iter().flat_map(|side| {
         let host = layout.host_dir(side);

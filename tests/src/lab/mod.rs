@@ -76,6 +76,9 @@ pub struct LabConfig {
     pub queues: u32,
     /// Bytes of a file system of its own for each agent's `state-dir`; else it is a directory like any other.
     pub state_disk: Option<u64>,
+    /// Whether guest RAM lies in a tmpfs of huge pages (`huge=within_size`), as operations.md recommends; else in one
+    /// that has none, as /dev/shm usually is.
+    pub huge_tmpfs: bool,
     /// Time limits of the agents that are not the default, s, by their names under `[limits]`.
     pub limits: Vec<(&'static str, u64)>,
     /// What is wrong with the migration network; `None` is a cable. Needs ethtool.
@@ -106,6 +109,7 @@ impl Default for LabConfig {
             mtu: 9000,
             queues: 1,
             state_disk: None,
+            huge_tmpfs: false,
             limits: Vec::new(),
             wire: None,
             intruder: false,

@@ -21,6 +21,7 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
         problems.extend(namespaces.iter().filter_map(|name| step(name).err()));
     }
     problems.extend(Side::BOTH.iter().filter_map(|&side| disk::unmount(&layout.state_dir(side)).err()));
+    problems.extend(disk::unmount(&layout.ram_dir()).err());
     problems.extend(remove_tree(&layout.run_dir()).err());
     problems.extend(remove_tree(&layout.ram_dir()).err());
     problems.extend(remove_file(layout.disk()).err());

@@ -6,7 +6,7 @@ use crate::{
     agent::ram::RamFiles,
     memory::{
         Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageSet, RESERVE_CHUNK,
-        RamFile, RamLayout, existing_pages,
+        RamFile, RamLayout, data_chunks, existing_pages,
     },
     migration::{MigrationError, SourceMemory},
     vmm::MachineFacts,
@@ -73,11 +73,15 @@ impl GuestMemory {
     /// Ranges of reservation chunks that hold pages, so that the destination can take memory for them early.
     pub(super) fn populated_chunks(&self) -> Result<Vec<(u64, u64)>, MemoryError> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in existing_pages(&self.layout, &self.mappings)?.runs() {
-            let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
-            match ranges.last_mut() {
-                Some((_, last)) if start <= *last => *last = end.max(*last),
-                _ => ranges.push((start, end)),
+        for (index, mapping) in self.mappings.iter().enumerate() {
+            let (first, limit) = (self.layout.first_page(index), self.layout.first_page(index + 1));
+            for (start, end) in data_chunks(mapping.file(), mapping.path(), RESERVE_CHUNK)? {
+                let (start, end) = (first + start * RESERVE_CHUNK, (first + end * RESERVE_CHUNK).min(limit));
+                let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
+                match ranges.last_mut() {
+                    Some((_, last)) if start <= *last => *last = end.max(*last),
+                    _ => ranges.push((start, end)),
+                }
             }
         }
         Ok(ranges)
