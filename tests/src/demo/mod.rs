@@ -101,7 +101,7 @@ fn show(args: &Args, lab: &Lab, config: &lab::VmConfig, migrations: &mut Vec<Mig
 fn lab_config(args: &Args) -> LabConfig {
     let default = LabConfig::default();
     LabConfig {
-        huge_tmpfs: true,
+        huge_tmpfs: false,
         insecure: false,
         transport: args.transport.each(),
         ipv6: args.ipv6,
