@@ -28,6 +28,7 @@ mod source;
 mod stream_tests;
 mod udp;
 mod window;
+mod zero;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
 pub use datagram::{Datagram, Pieces};
