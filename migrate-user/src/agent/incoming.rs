@@ -20,8 +20,8 @@ use super::{
 use crate::{
     control::{ControlError, Prepare, Prepared},
     datapath::{
-        Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses,
-        Protection, QueueFigures, Secret, agree, losses,
+        Codec, Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec,
+        LaneLosses, Protection, QueueFigures, Secret, agree, losses,
     },
     memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
     migration::{
@@ -212,6 +212,7 @@ impl IncomingHost {
             port: port.data_port(),
             window,
             cipher,
+            unpacks: Codec::ALL.to_vec(),
             transport: port.describe(),
         })
     }

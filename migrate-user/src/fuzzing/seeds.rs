@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use migrate_common::wire::{FrameHeader, FrameKind, Guard, PageDescriptor};
+use migrate_common::wire::{FrameHeader, FrameKind, Guard, Packing, PageDescriptor};
 
 use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
-    datapath::{Cipher, Encryption, LaneLosses, Offer},
+    datapath::{Cipher, Codec, Encryption, LaneLosses, Offer},
     preflight::{Check, Finding},
 };
 
@@ -129,6 +129,7 @@ fn framed(flags: u8, lane: u16, sequence: u32, descriptors: &[PageDescriptor]) -
         lane,
         sequence,
         guard: Guard::Checksum,
+        packing: Packing::Plain,
         payload: payload as u32,
         checksum: 0,
     };
@@ -211,6 +212,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         port: PORT,
         window: 512,
         cipher: Some(Cipher::Aes128Gcm),
+        unpacks: vec![Codec::Lz4],
         transport: "eno2, driver".into(),
     };
     let findings = vec![Finding::bad(Check::VmState, "it is paused", "resume it")];

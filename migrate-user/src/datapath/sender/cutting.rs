@@ -7,8 +7,14 @@ use migrate_common::{
     wire::{DESCRIPTOR_LEN, HEADER_LEN, PageDescriptor},
 };
 
-use super::{LaneSender, SendError, round::Round};
-use crate::datapath::{feedback::FeedbackRx, sink::FrameSink};
+use super::{LaneSender, SendError, packed::whole, round::Round};
+use crate::{
+    datapath::{feedback::FeedbackRx, sink::FrameSink},
+    memory::BackendPage,
+};
+
+/// Pages of a frame that are packed for a sample: more say no more.
+const SAMPLED: usize = 4;
 
 impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// One frame of as many whole pages as fit.
@@ -21,18 +27,15 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let zero_capacity = self.config.frames.zero_runs;
         let descriptors_at = self.config.path.len() + HEADER_LEN;
         let payload_at = descriptors_at + capacity * DESCRIPTOR_LEN;
+        let sampled = self.packs.auto.wants_sample();
+        let mut sample = Vec::new();
         self.emit(round, |round, header, buffer| {
             let mut count = 0;
             while count < capacity && round.zero_runs.len() < zero_capacity {
                 let Some(number) = numbers.next() else { break };
                 let at = payload_at + count * PAGE_SIZE;
                 if let Some(place) = round.take_page(number, &mut buffer[at..at + PAGE_SIZE]) {
-                    let descriptor = PageDescriptor::Data {
-                        backend: place.backend,
-                        page: place.page,
-                        offset: 0,
-                        length: PAGE_SIZE as u16,
-                    };
+                    let descriptor = whole(place);
                     let at = descriptors_at + count * DESCRIPTOR_LEN;
                     buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
                     round.span(count == 0, number);
@@ -45,7 +48,15 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             }
             header.descriptors = count as u16;
             header.payload = (count * PAGE_SIZE) as u32;
-        })
+            if sampled.is_some() {
+                let at = descriptors_at + count * DESCRIPTOR_LEN;
+                sample.extend_from_slice(&buffer[at..at + count.min(SAMPLED) * PAGE_SIZE]);
+            }
+        })?;
+        if let Some(codec) = sampled.filter(|_| !sample.is_empty()) {
+            self.packs.sample(codec, &sample);
+        }
+        Ok(())
     }
 
     /// One page in as many frames as it takes.
@@ -57,6 +68,21 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let Some(number) = numbers.next() else { return Ok(()) };
         let mut content = [0; PAGE_SIZE];
         let Some(place) = round.take_page(number, &mut content) else { return Ok(()) };
+        self.page_in_fragments(round, number, place, &content)?;
+        if let Some(codec) = self.packs.auto.wants_sample() {
+            self.packs.sample(codec, &content);
+        }
+        Ok(())
+    }
+
+    /// The frames of one page that does not fit one.
+    pub(super) fn page_in_fragments(
+        &mut self,
+        round: &mut Round<'_>,
+        number: u64,
+        place: BackendPage,
+        content: &[u8],
+    ) -> Result<(), SendError> {
         let descriptor_at = self.config.path.len() + HEADER_LEN;
         let payload_at = descriptor_at + DESCRIPTOR_LEN;
         for (index, fragment) in content.chunks(self.config.frames.fragment).enumerate() {

@@ -1,7 +1,9 @@
 //! From guest pages to frames.
 
 mod cutting;
+mod packed;
 mod round;
+mod spans;
 mod transit;
 
 use std::{
@@ -9,17 +11,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use migrate_common::wire::{FrameHeader, FrameKind, Guard, HEADER_LEN, TAG_LEN};
+use migrate_common::wire::{FrameHeader, FrameKind, Guard, HEADER_LEN, Packing};
 
-pub use self::round::LaneRound;
-use self::{round::Round, transit::Transit};
+pub use self::{packed::Packed, round::LaneRound};
+use self::{
+    packed::{Packs, thread_cpu},
+    round::Round,
+    transit::Transit,
+};
 use super::{
     feedback::FeedbackRx,
     layout::FrameLayout,
     pacing::Pacer,
+    packing::Packings,
     path::FramePath,
     protection::{NonceReused, Protection, Sealer},
     sink::FrameSink,
+    unchanged::SentHashes,
     window::Window,
 };
 use crate::memory::{AtomicPageSet, Mapping, RamLayout};
@@ -58,6 +66,8 @@ pub struct Pages<'a> {
     pub mappings: &'a [Mapping],
     /// Pages that were ever sent with content. A zero page not among them needs no frame.
     pub sent: &'a AtomicPageSet,
+    /// Where hashes of what is sent are kept, if they are.
+    pub hashes: Option<&'a SentHashes>,
 }
 
 /// What one lane needs to know.
@@ -77,6 +87,8 @@ pub struct LaneConfig {
     pub window: u32,
     /// Limit in bytes per second on the wire.
     pub bandwidth: Option<u64>,
+    /// How its pages may be packed.
+    pub packings: Packings,
 }
 
 /// One sender thread's end of the page stream.
@@ -88,6 +100,7 @@ pub struct LaneSender<S, F> {
     pacer: Pacer,
     transit: Transit,
     sealer: Sealer,
+    packs: Packs,
     /// Probe frames sent so far.
     probes: u32,
 }
@@ -106,7 +119,8 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let window = Window::new(config.window);
         let pacer = Pacer::new(config.bandwidth);
         let sealer = Sealer::new(config.protection.clone());
-        Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, probes: 0 }
+        let packs = Packs::new(config.packings.clone(), config.frames.body_room());
+        Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, packs, probes: 0 }
     }
 
     /// The link, for its owner.
@@ -130,8 +144,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         self.transit.begin();
         let mut round = Round::new(epoch, pages, stop, progress);
         let mut numbers = numbers.peekable();
+        self.packs.auto.begin(Instant::now(), thread_cpu());
         while numbers.peek().is_some() {
-            if self.config.frames.frames_per_page == 1 {
+            if let Some(codec) = self.packs.auto.codec() {
+                self.packed_pages(&mut round, &mut numbers, codec)?;
+            } else if self.config.frames.frames_per_page == 1 {
                 self.whole_pages(&mut round, &mut numbers)?;
             } else {
                 self.fragments(&mut round, &mut numbers)?;
@@ -139,6 +156,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             if round.zero_runs.len() >= self.config.frames.zero_runs {
                 self.zero_frame(&mut round)?;
             }
+            self.tell_auto(&mut round);
         }
         if !round.zero_runs.is_empty() {
             self.zero_frame(&mut round)?;
@@ -167,7 +185,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// [`SendError`].
     pub fn probe(&mut self, frames: FrameLayout, count: u32, stop: &AtomicBool) -> Result<(), SendError> {
         let body_at = self.config.path.len() + HEADER_LEN;
-        let payload = frames.frame_len - frames.prefix - HEADER_LEN - TAG_LEN;
+        let payload = frames.body_room();
         for _ in 0..count {
             let number = FrameNumber { kind: FrameKind::Probe, epoch: 0, sequence: self.probes };
             self.probes += 1;
@@ -228,6 +246,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             lane: self.config.lane,
             sequence: number.sequence,
             guard: Guard::Checksum,
+            packing: Packing::Plain,
             payload: 0,
             checksum: 0,
         };

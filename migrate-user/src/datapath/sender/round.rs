@@ -5,18 +5,11 @@ use std::{
     time::Duration,
 };
 
-use super::Pages;
+use super::{Packed, Pages, spans::Spans};
 use crate::{
-    datapath::{accounting::LaneLosses, zero::is_zero},
+    datapath::{accounting::LaneLosses, packing::Work, zero::is_zero},
     memory::{BackendPage, PageSet},
 };
-
-/// The pages that one frame carried lie in `first..=last`.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    first: u64,
-    last: u64,
-}
 
 /// What one lane sent in a round.
 #[derive(Debug, Default)]
@@ -31,19 +24,27 @@ pub struct LaneRound {
     pub wire_bytes: u64,
     /// Times the receiver was silent for too long.
     pub stalls: u32,
-    spans: Vec<Span>,
+    /// What of it was packed.
+    pub packed: Packed,
+    spans: Spans,
 }
 
 impl LaneRound {
     /// Adds to `again` the pages of `round` that were in lost frames.
     pub fn lost_pages(&self, losses: &LaneLosses, round: &PageSet, again: &mut PageSet) {
-        for &(start, end) in &losses.missing {
-            for number in start..end.min(self.frames) {
-                let Some(span) = self.spans.get(number as usize) else { continue };
-                round
-                    .iter_from(span.first)
-                    .take_while(|&page| page <= span.last)
-                    .for_each(|page| again.insert(page));
+        let mut missing = losses.missing.iter().copied().peekable();
+        for (number, (first, last)) in (0..self.frames).zip(self.spans.iter()) {
+            // Ranges are ascending, as frames are.
+            while missing.next_if(|&(_, end)| end <= number).is_some() {}
+            match missing.peek() {
+                None => return,
+                Some(&(start, _)) if number < start => {}
+                Some(_) => {
+                    round
+                        .iter_from(first)
+                        .take_while(|&page| page <= last)
+                        .for_each(|page| again.insert(page));
+                }
             }
         }
     }
@@ -60,6 +61,8 @@ pub(super) struct Round<'a> {
     pub(super) heard: u32,
     /// How long nothing was heard from the receiver while it was waited for.
     pub(super) silent: Duration,
+    /// What the policy of packing was told.
+    pub(super) told: Work,
     pub(super) result: LaneRound,
 }
 
@@ -73,6 +76,7 @@ impl<'a> Round<'a> {
             zero_runs: Vec::new(),
             heard: 0,
             silent: Duration::ZERO,
+            told: Work::default(),
             result: LaneRound::default(),
         }
     }
@@ -83,11 +87,17 @@ impl<'a> Round<'a> {
         self.pages.mappings[usize::from(place.backend)].read(place.page, 0, to);
         self.progress.fetch_add(1, Ordering::Relaxed);
         if !is_zero(to) {
+            if let Some(hashes) = self.pages.hashes {
+                hashes.note(number, to);
+            }
             self.pages.sent.insert(number);
             self.result.data_pages += 1;
             return Some(place);
         }
         self.result.zero_pages += 1;
+        if let Some(hashes) = self.pages.hashes {
+            hashes.note_zero(number);
+        }
         if self.pages.sent.contains(number) {
             match self.zero_runs.last_mut() {
                 // Runs stay within one backend.
@@ -98,11 +108,12 @@ impl<'a> Round<'a> {
         None
     }
 
-    /// Notes that the frame being written carries page `number`.
+    /// Notes that the frame being written carries page `number`; `first` is true for the first of its pages.
     pub(super) fn span(&mut self, first: bool, number: u64) {
-        match self.result.spans.last_mut() {
-            Some(span) if !first => span.last = number,
-            _ => self.result.spans.push(Span { first: number, last: number }),
+        if first {
+            self.result.spans.begin(number);
+        } else {
+            self.result.spans.extend(number);
         }
     }
 }
