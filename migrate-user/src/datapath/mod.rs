@@ -30,7 +30,6 @@ mod stream_tests;
 mod udp;
 mod unchanged;
 mod window;
-mod zero;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
 pub use datagram::{Datagram, Pieces};
@@ -52,4 +51,3 @@ pub use source::{FrameSource, XskSource};
 pub use udp::{Gate, GateFull, UdpEnd, UdpError, UdpGroup, UdpSink, UdpSource};
 pub use unchanged::{Changed, SentHashes};
 pub use window::Window;
-pub use zero::is_zero;

@@ -296,7 +296,7 @@ impl Stream {
 
     /// Fills a page with bytes that do not pack.
     fn write_noise(&self, page: u64, value: u8) {
-        let mut seed = 0x9e37_79b9_7f4a_7c15 ^ (page << 8 | u64::from(value) + 1);
+        let mut seed = 0x9e37_79b9_7f4a_7c15 ^ ((page << 8) + u64::from(value) + 1);
         let content: [u8; PAGE_SIZE] = std::array::from_fn(|_| {
             seed ^= seed << 13;
             seed ^= seed >> 7;

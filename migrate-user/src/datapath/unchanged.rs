@@ -125,7 +125,18 @@ impl SentHashes {
     pub fn changed(&self, pages: &PageSet, layout: &RamLayout, mappings: &[Mapping]) -> Changed {
         let processors = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let worth = usize::try_from(pages.count() / PER_THREAD).unwrap_or(usize::MAX);
-        let borders = pages.shares(processors.min(worth).max(1));
+        self.changed_by(pages, layout, mappings, processors.min(worth).max(1))
+    }
+
+    /// The same on so many threads.
+    pub fn changed_by(
+        &self,
+        pages: &PageSet,
+        layout: &RamLayout,
+        mappings: &[Mapping],
+        threads: usize,
+    ) -> Changed {
+        let borders = pages.shares(threads);
         let mut parts = borders.windows(2).map(|border| (border[0], border[1]));
         let look = |(from, to)| self.look(pages, from, to, layout, mappings);
         let first = parts.next();

@@ -70,7 +70,7 @@ mod tests {
             for room in [8240, 61_000] {
                 let (filled, in_vain) = run(size, room);
                 let most = 64 * (size + DESCRIPTOR_LEN) * 100 / room;
-                assert!(filled >= 60.min(most - 1), "{size} B a page, room {room}: {filled} % full");
+                assert!(filled >= 60.min(most - 5), "{size} B a page, room {room}: {filled} % full");
                 assert!(in_vain <= 3, "{size} B a page, room {room}: {in_vain} in vain");
             }
         }

@@ -7,8 +7,8 @@ use std::{
 
 use super::{Packed, Pages, spans::Spans};
 use crate::{
-    datapath::{accounting::LaneLosses, packing::Work, zero::is_zero},
-    memory::{BackendPage, PageSet},
+    datapath::{accounting::LaneLosses, packing::Work},
+    memory::{BackendPage, PageSet, is_zero},
 };
 
 /// What one lane sent in a round.
