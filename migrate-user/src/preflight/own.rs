@@ -52,8 +52,8 @@ pub(super) fn backed(host: &str, mib: u64, backing: &[Backing]) -> Finding {
         return Finding::bad(Check::RamBacking, found, remedy);
     }
     if backing.iter().any(|one| one.file_system == "hugetlbfs" || !one.transparent_huge.is_empty()) {
-        let remedy = "one byte that the guest writes makes a whole huge page dirty: expect more to send, and give more \
-                      --downtime-limit if it does not converge";
+        let remedy = "one byte that the guest writes makes a whole huge page dirty: its pages are hashed to find those that \
+                      changed, which costs processor time in every round and 16 bytes of memory a page";
         return Finding::warning(Check::RamBacking, found, remedy);
     }
     Finding::good(Check::RamBacking, found)
