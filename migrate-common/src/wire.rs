@@ -1,21 +1,22 @@
 //! Wire format of the page stream: one fixed header, then page descriptors, then payload.
 //!
 //! ```text
-//!  0        4    5    6      8         16      20     22   23     24         28        32         36       40
-//!  | "XFRY" | v  | k  | ndesc| session | epoch | lane | g  | rsvd | sequence | payload | checksum | rsvd   |
+//!  0        4    5    6      8         16      20     22   23   24         28        32         36       40
+//!  | "XFRY" | v  | k  | ndesc| session | epoch | lane | g  | p  | sequence | payload | checksum | rsvd   |
 //!  | descriptor 0 (16 bytes) | … | descriptor ndesc-1 | payload of descriptor 0 | … | tag (16 bytes) |
 //! ```
 //! All integers are little-endian. Reserved fields are zero and are refused when they are not, so that a
 //! later version can give them a meaning. `g` says what [guards](Guard) the frame: `checksum`, which is CRC32C over the
 //! whole of header (with the field itself zero), descriptors and payload; or the tag, and then descriptors and payload are
-//! encrypted, `checksum` is zero, and the header is the tag's associated data.
+//! encrypted, `checksum` is zero, and the header is the tag's associated data. `p` says how the payload is [packed](Packing):
+//! as it is, or all of it as one compressed block, which unpacks to the payloads of the descriptors.
 
 use crate::PAGE_SIZE;
 
 /// First four bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"XFRY";
 /// Version of this format. Peers agree on it in the control channel's hello; frames of another are dropped.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Length of [`FrameHeader`] on the wire, bytes.
 pub const HEADER_LEN: usize = 40;
 /// Length of [`PageDescriptor`] on the wire, bytes.
@@ -28,6 +29,9 @@ pub const CHECKSUM_OFFSET: usize = 32;
 pub const TAG_LEN: usize = 16;
 /// Most descriptors one frame may carry: what fits the largest IP packet when all are zero runs.
 pub const MAX_DESCRIPTORS: usize = 1024;
+
+/// Most bytes that a packed payload unpacks to: 64 pages. A small frame cannot ask for endless memory.
+pub const MAX_UNPACKED: usize = 64 * PAGE_SIZE;
 
 /// What a frame is for. Zero is reserved: an all-zero buffer is never a valid frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,31 @@ impl Guard {
     }
 }
 
+/// How the payload of a frame is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Packing {
+    /// Not at all.
+    Plain = 0,
+    /// As one block of LZ4 (`doc/lz4_Block_format.md` of LZ4).
+    Lz4 = 1,
+    /// As one frame of Zstandard (RFC 8878).
+    Zstd = 2,
+}
+
+impl Packing {
+    /// The packing behind a wire byte, or `None` for one this version does not know.
+    #[inline(always)]
+    pub const fn from_wire(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Plain),
+            1 => Some(Self::Lz4),
+            2 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireError {
@@ -95,6 +124,8 @@ pub enum WireError {
     BadKind(u8),
     /// A guard this version does not know.
     BadGuard(u8),
+    /// A packing this version does not know.
+    BadPacking(u8),
     /// A reserved field that is not zero.
     ReservedNotZero,
     /// Lengths that contradict each other or exceed their bounds.
@@ -109,6 +140,7 @@ impl core::fmt::Display for WireError {
             Self::BadVersion(v) => write!(f, "frame has version {v}, this side speaks {VERSION}"),
             Self::BadKind(k) => write!(f, "frame has unknown kind {k}"),
             Self::BadGuard(g) => write!(f, "frame has unknown guard {g}"),
+            Self::BadPacking(p) => write!(f, "frame has unknown packing {p}"),
             Self::ReservedNotZero => f.write_str("a reserved field is not zero"),
             Self::BadLength => f.write_str("frame's lengths contradict each other"),
         }
@@ -134,6 +166,8 @@ pub struct FrameHeader {
     pub sequence: u32,
     /// What guards the frame.
     pub guard: Guard,
+    /// How its payload is packed.
+    pub packing: Packing,
     /// Bytes between the descriptors and the tag.
     pub payload: u32,
     /// CRC32C, see the module's text; zero in a sealed frame.
@@ -170,7 +204,10 @@ impl FrameHeader {
         let Some(guard) = Guard::from_wire(bytes[22]) else {
             return Err(WireError::BadGuard(bytes[22]));
         };
-        if bytes[23] != 0 || le32(bytes, 36) != 0 {
+        let Some(packing) = Packing::from_wire(bytes[23]) else {
+            return Err(WireError::BadPacking(bytes[23]));
+        };
+        if le32(bytes, 36) != 0 {
             return Err(WireError::ReservedNotZero);
         }
         let header = Self {
@@ -183,6 +220,7 @@ impl FrameHeader {
             lane: le16(bytes, 20),
             sequence: le32(bytes, 24),
             guard,
+            packing,
             payload: le32(bytes, 28),
             checksum: le32(bytes, CHECKSUM_OFFSET),
         };
@@ -206,6 +244,7 @@ impl FrameHeader {
         out[16..20].copy_from_slice(&self.epoch.to_le_bytes());
         out[20..22].copy_from_slice(&self.lane.to_le_bytes());
         out[22] = self.guard as u8;
+        out[23] = self.packing as u8;
         out[24..28].copy_from_slice(&self.sequence.to_le_bytes());
         out[28..32].copy_from_slice(&self.payload.to_le_bytes());
         out[32..36].copy_from_slice(&self.checksum.to_le_bytes());
@@ -334,9 +373,10 @@ mod tests {
             any::<u32>(),
             0..=u32::from(u16::MAX),
             prop_oneof![any::<u32>().prop_map(|sum| (Guard::Checksum, sum)), Just((Guard::Sealed, 0))],
+            prop_oneof![Just(Packing::Plain), Just(Packing::Lz4), Just(Packing::Zstd)],
         )
             .prop_map(
-                |(kind, descriptors, session, epoch, lane, sequence, payload, (guard, checksum))| {
+                |(kind, descriptors, session, epoch, lane, sequence, payload, (guard, checksum), packing)| {
                     FrameHeader {
                         kind,
                         descriptors,
@@ -345,6 +385,7 @@ mod tests {
                         lane,
                         sequence,
                         guard,
+                        packing,
                         payload,
                         checksum,
                     }
@@ -405,6 +446,7 @@ mod tests {
             lane: 0,
             sequence: 9,
             guard: Guard::Sealed,
+            packing: Packing::Plain,
             payload: 8192,
             checksum: 0,
         }
@@ -418,7 +460,7 @@ mod tests {
         assert_eq!(with(4, 9), Err(WireError::BadVersion(9)));
         assert_eq!(with(5, 0), Err(WireError::BadKind(0)));
         assert_eq!(with(22, 2), Err(WireError::BadGuard(2)));
-        assert_eq!(with(23, 1), Err(WireError::ReservedNotZero));
+        assert_eq!(with(23, 3), Err(WireError::BadPacking(3)));
         assert_eq!(with(32, 1), Err(WireError::ReservedNotZero), "a sealed frame has no checksum");
         assert_eq!(with(39, 1), Err(WireError::ReservedNotZero));
         assert_eq!(with(7, 0xff), Err(WireError::BadLength));

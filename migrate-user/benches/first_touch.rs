@@ -12,8 +12,8 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use migrate_common::PAGE_SIZE;
-use xferry::memory::{Access, Mapping, RESERVE_CHUNK, Reservation};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use xferry::memory::{Access, Mapping, RESERVE_CHUNK, Reservation};
 
 /// Size of the RAM file, bytes.
 const RAM: u64 = 256 << 20;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, TAG_LEN},
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, TAG_LEN},
 };
 use xferry::datapath::{Cipher, Datagram, FramePath, Opener, Protection, Sealer, Secret};
 
@@ -42,6 +42,7 @@ fn rates(cipher: Option<Cipher>, pages: usize) -> anyhow::Result<(f64, f64)> {
         lane: 0,
         sequence,
         guard: Guard::Checksum,
+        packing: Packing::Plain,
         payload: payload as u32,
         checksum: 0,
     };

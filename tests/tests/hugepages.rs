@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use xferry_lab::guest::GuestKind;
-use xferry_lab::lab::{LabConfig, Side};
+use xferry_lab::lab::{LabConfig, Report, Side};
 use xferry_lab::scenario::{Scenario, Workload, bare, skipped};
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
@@ -54,6 +54,16 @@ fn command(scenario: &Scenario, side: Side, directory: &Path) -> Vec<String> {
     scenario.command(side).iter().map(|argument| argument.replace(&ram, &huge)).collect()
 }
 
+/// Of huge pages that are dirty again only the changed pages of 4 KiB travel.
+fn only_what_changed(report: &Report) {
+    let again = &report.rounds()[1..];
+    let dirty: u64 = again.iter().map(|round| round.pages * 4096).sum();
+    let sent: u64 = again.iter().map(|round| round.bytes).sum();
+    assert!(dirty > 0 && sent < dirty / 2, "{sent} of {dirty} bytes were sent: {:#}", report.0["rounds"]);
+    assert!(report.count("/unchanged/pages").unwrap() * 4096 >= dirty / 2);
+    assert!(report.count("/unchanged/looked-at").unwrap() >= report.count("/unchanged/pages").unwrap());
+}
+
 #[test]
 fn guest_in_huge_pages_moves_and_gives_them_back() {
     if skipped("guest_in_huge_pages_moves_and_gives_them_back", GuestKind::Bare) {
@@ -75,7 +85,9 @@ fn guest_in_huge_pages_moves_and_gives_them_back() {
     scenario.boot_by(&command(&scenario, Side::A, &pages.directory)).unwrap();
     let report = scenario.expect_migrates(Side::A, &["--verify=full"]).unwrap();
     println!("{:#}", report.0["rounds"]);
-    scenario.expect_migrates(Side::B, &["--verify=full"]).unwrap();
+    only_what_changed(&report);
+    let report = scenario.expect_migrates(Side::B, &["--verify=full"]).unwrap();
+    only_what_changed(&report);
     // The old host keeps none of them.
     let used = before - HugePages::free();
     let whole = scenario.vm.memory_mib / 2;

@@ -44,7 +44,8 @@ fn record(config: LabConfig) -> Tapes {
     let migration = start(&scenario.lab.layout().intruder(), INTRUDER_NIC);
     let control = start(&scenario.lab.a.namespace(), MANAGEMENT_NIC);
     // Slow enough for tshark to write everything down beside it.
-    let report = scenario.expect_migrates(Side::A, &["--verify", "--bandwidth", "40"]).unwrap();
+    let report =
+        scenario.expect_migrates(Side::A, &["--verify", "--bandwidth", "40", "--compression=none"]).unwrap();
     let (migration, control) = (migration.finish().unwrap(), control.finish().unwrap());
     assert_eq!(secret.spoiled(&scenario.lab.b.vm_paths().ram).unwrap(), [0; 0]);
     let lanes = report.get("/stream/lanes").unwrap().as_array().unwrap();

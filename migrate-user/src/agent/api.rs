@@ -15,7 +15,7 @@ use tokio::net::UnixListener;
 use super::{Agent, AgentError, CertificateStatus, SocketStatus, Unsettled, port::PortStatus};
 use crate::{
     control::VerifyMode,
-    datapath::Encryption,
+    datapath::{Compression, Encryption},
     migration::Resolution,
     preflight::{Finding, Outcome},
     report::Report,
@@ -40,6 +40,9 @@ pub struct MigrateRequest {
     pub timeout_s: Option<u64>,
     /// Whether and how to prove that RAM is equal.
     pub verify: Option<VerifyMode>,
+    /// Whether and how pages are packed.
+    #[serde(default)]
+    pub compression: Compression,
     /// Keep the stopped VM at the source when it runs at the destination, for debugging.
     #[serde(default)]
     pub keep_source: bool,

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     control::{ControlError, Prepare, Prepared},
     datapath::{
-        Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec, LaneLosses,
-        Protection, QueueFigures, Secret, agree, losses,
+        Codec, Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec,
+        LaneLosses, Protection, QueueFigures, Secret, agree, losses,
     },
     memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
     migration::{
@@ -214,6 +214,7 @@ impl IncomingHost {
             port: port.data_port(),
             window,
             cipher,
+            unpacks: Codec::ALL.to_vec(),
             transport: port.describe(),
         })
     }

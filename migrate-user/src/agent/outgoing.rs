@@ -23,8 +23,8 @@ use super::{
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
     datapath::{
-        Cipher, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig, LaneSender, Protection,
-        Secret,
+        Cipher, Compression, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig, LaneSender,
+        Protection, Secret, SentHashes, agree_packing,
     },
     memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
@@ -156,6 +156,7 @@ async fn depart(
         report.transport.zero_copy = nic_facts.zero_copy;
         report.transport.mtu = nic.mtu;
         report.transport.lanes = agent.port.lanes();
+        report.compression.mode = request.compression.name().into();
         report.ram.total = memory.layout.bytes();
         report.ram.page_size = migrate_common::PAGE_SIZE as u64;
     });
@@ -252,11 +253,13 @@ struct OutgoingHost {
     /// What only the destination and this host know.
     secret: Option<Secret>,
     bandwidth: Option<u64>,
+    compression: Compression,
     outlets: Vec<Outlet>,
     feedback: Vec<UdpSocket>,
     layout: Arc<RamLayout>,
     mappings: Arc<Vec<Mapping>>,
     sent: Arc<AtomicPageSet>,
+    hashes: Option<Arc<SentHashes>>,
     progress: Arc<AtomicU64>,
 }
 
@@ -317,11 +320,13 @@ impl OutgoingHost {
             },
             secret: None,
             bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
+            compression: request.compression,
             outlets: queues.outlets,
             feedback: queues.feedback,
             layout: Arc::clone(&memory.layout),
             mappings: Arc::clone(&memory.mappings),
             sent: Arc::clone(&memory.sent),
+            hashes: memory.hashes().map(Arc::new),
             progress: Arc::clone(record.progress()),
         }
     }
@@ -379,6 +384,8 @@ impl SourceHost for OutgoingHost {
         let lanes = self.outlets.len();
         let protection = self.protection(prepared)?;
         let key = FeedbackKey::agreed(self.secret.as_ref(), self.session.session)?;
+        let packings = agree_packing(self.compression, &prepared.unpacks)
+            .map_err(|error| MigrationError::Mismatch(error.to_string()))?;
         let mut senders = Vec::with_capacity(lanes);
         let mut frames = None;
         for (lane, (outlet, feedback)) in self.outlets.drain(..).zip(self.feedback.drain(..)).enumerate() {
@@ -394,6 +401,7 @@ impl SourceHost for OutgoingHost {
                 protection: protection.clone(),
                 window: prepared.window,
                 bandwidth: self.bandwidth.map(|total| total / lanes as u64),
+                packings: packings.clone(),
             };
             senders.push(LaneSender::new(config, sink, FeedbackSocket::new(feedback, key.clone())));
         }
@@ -406,6 +414,7 @@ impl SourceHost for OutgoingHost {
             layout: Arc::clone(&self.layout),
             mappings: Arc::clone(&self.mappings),
             sent: Arc::clone(&self.sent),
+            hashes: self.hashes.clone(),
             progress: Arc::clone(&self.progress),
         })
     }

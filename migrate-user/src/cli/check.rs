@@ -3,6 +3,7 @@
 use anyhow::Result;
 use xferry::{
     agent::{CheckAnswer, MigrateRequest},
+    datapath::Compression,
     preflight::{self, Outcome},
 };
 
@@ -43,6 +44,7 @@ async fn ask(client: &Client, arguments: &CheckArgs) -> Result<Outcome> {
         downtime_limit_ms: None,
         timeout_s: None,
         verify: None,
+        compression: Compression::None,
         keep_source: false,
     };
     let answer: CheckAnswer = client.post("/v1/check", &request).await?;

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use xferry::{
     agent::{CancelAnswer, MigrateRequest, Progress, Started},
     control::VerifyMode,
+    datapath::Compression,
     report::{self, Phase, Status},
 };
 
@@ -34,6 +35,9 @@ pub struct MigrateArgs {
     /// Prove that all RAM is equal: `hash` without downtime, `full` by reading all RAM while the VM is stopped
     #[arg(long, value_name = "HOW", num_args = 0..=1, default_missing_value = "hash", require_equals = true)]
     verify: Option<VerifyMode>,
+    /// Pack pages: `auto` while it makes the migration faster, else always or never
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    compression: Compression,
     /// Keep the VM's stopped QEMU here when it runs there, for debugging; it must never run again
     #[arg(long)]
     keep_source: bool,
@@ -53,6 +57,7 @@ pub async fn run(client: &Client, arguments: MigrateArgs) -> Result<u8> {
         downtime_limit_ms: arguments.downtime_limit,
         timeout_s: arguments.timeout,
         verify: arguments.verify,
+        compression: arguments.compression,
         keep_source: arguments.keep_source,
         force: arguments.force,
     };

@@ -9,7 +9,7 @@ use proptest::{
 
 use super::{Commit, Examined, Message, Prepare, Prepared, Running, VerifyMode};
 use crate::{
-    datapath::{Cipher, Encryption, LaneLosses, Offer, QueueFigures},
+    datapath::{Cipher, Codec, Encryption, LaneLosses, Offer, QueueFigures},
     memory::{Backend, Digest},
     network::Mac,
     preflight::{Check, Finding, ImageFacts, Sample, SourceFacts, Verdict},
@@ -69,8 +69,9 @@ fn offers() -> impl Strategy<Value = Offer> {
 
 fn prepared() -> impl Strategy<Value = Prepared> {
     let nic = (any::<std::net::IpAddr>(), any::<[u8; 6]>(), any::<u16>(), any::<bool>());
-    (nic, 1u16.., 1u32.., option::of(ciphers()), TEXT).prop_map(
-        |((ip, mac, mtu, single_buffer), port, window, cipher, transport)| Prepared {
+    let unpacks = select(vec![vec![], vec![Codec::Lz4], Codec::ALL.to_vec()]);
+    (nic, 1u16.., 1u32.., option::of(ciphers()), unpacks, TEXT).prop_map(
+        |((ip, mac, mtu, single_buffer), port, window, cipher, unpacks, transport)| Prepared {
             ip,
             mac: Mac(mac),
             mtu: mtu.into(),
@@ -78,6 +79,7 @@ fn prepared() -> impl Strategy<Value = Prepared> {
             port,
             window,
             cipher,
+            unpacks,
             transport,
         },
     )

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{Cipher, LaneLosses, Offer, QueueFigures},
+    datapath::{Cipher, Codec, LaneLosses, Offer, QueueFigures},
     memory::Digest,
     network::Mac,
     preflight::{Finding, SourceFacts, wall_clock},
 };
 
 /// Version of the control protocol. Agents with different ones refuse each other.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// How a migration is proved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -81,6 +81,8 @@ pub struct Prepared {
     pub window: u32,
     /// By what the pages are to be encrypted; `None`: they are not.
     pub cipher: Option<Cipher>,
+    /// How packed pages may be packed.
+    pub unpacks: Vec<Codec>,
     /// Transport of the receiving side, for the report.
     pub transport: String,
 }

@@ -75,6 +75,11 @@ impl FrameLayout {
         })
     }
 
+    /// Bytes of descriptors and payload in a full frame.
+    pub fn body_room(&self) -> usize {
+        self.frame_len - self.prefix - HEADER_LEN - TAG_LEN
+    }
+
     /// Receive buffers one full frame takes.
     pub fn receive_buffers(&self) -> usize {
         self.frame_len.div_ceil(RECEIVE_BUFFER)

@@ -18,6 +18,7 @@ mod feedback;
 mod frame;
 mod layout;
 mod pacing;
+mod packing;
 mod path;
 mod protection;
 mod receiver;
@@ -27,6 +28,7 @@ mod source;
 #[cfg(test)]
 mod stream_tests;
 mod udp;
+mod unchanged;
 mod window;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
@@ -36,14 +38,16 @@ pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackT
 pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};
 pub use pacing::Pacer;
+pub use packing::{Codec, Compression, NotUnpacked, Packer, Packings, Unpacker, agree as agree_packing};
 pub use path::{Endpoint, FramePath};
 pub use protection::{
     Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,
     Sealer, Secret, Unproved, agree,
 };
 pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};
-pub use sender::{LaneConfig, LaneRound, LaneSender, Pages, SendError};
+pub use sender::{LaneConfig, LaneRound, LaneSender, Packed, Pages, SendError};
 pub use sink::{FrameSink, XskSink};
 pub use source::{FrameSource, XskSource};
 pub use udp::{Gate, GateFull, UdpEnd, UdpError, UdpGroup, UdpSink, UdpSource};
+pub use unchanged::{Changed, SentHashes};
 pub use window::Window;

@@ -16,6 +16,7 @@ use super::{
     feedback::{Feedback, FeedbackTx},
     frame::Frame,
     layout::FrameLayout,
+    packing::{Codec, Unpacker},
     protection::{Opener, Protection, Unproved},
 };
 use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
@@ -285,6 +286,7 @@ pub struct SessionReceiver {
     queue: usize,
     open: u32,
     opener: Opener,
+    unpacker: Unpacker,
     lanes: Vec<LaneProgress>,
 }
 
@@ -293,7 +295,7 @@ impl SessionReceiver {
     pub fn new(inbound: Arc<Inbound>, queue: u32) -> Self {
         let queue = (queue as usize).min(inbound.queues.len() - 1);
         let opener = Opener::new(inbound.spec.protection.clone());
-        Self { inbound, queue, open: 1, opener, lanes: Vec::new() }
+        Self { inbound, queue, open: 1, opener, unpacker: Unpacker::default(), lanes: Vec::new() }
     }
 
     /// Counts a frame that says to be of this migration and does not hold.
@@ -342,8 +344,23 @@ impl SessionReceiver {
         if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
             return count(&counters.malformed);
         }
-        let Some(placements) = self.placements(frame) else {
+        let Some((placements, len)) = self.placements(frame) else {
             return count(&counters.malformed);
+        };
+        // All of it, before anything is placed.
+        let unpacked = match Codec::of(header.packing) {
+            None => None,
+            Some(codec) => {
+                let packed = frame.payload(0, header.payload as usize);
+                match self.unpacker.unpack(codec, packed, len) {
+                    Some(pages) => Some([pages]),
+                    None => return count(&counters.malformed),
+                }
+            }
+        };
+        let payload = |at, len| match &unpacked {
+            None => frame.payload(at, len),
+            Some(pages) => Pieces::new(pages, at, len),
         };
         let lane = usize::from(header.lane);
         if lane >= self.lanes.len() {
@@ -361,7 +378,7 @@ impl SessionReceiver {
         for placement in placements {
             let placed = match placement {
                 Placement::Data { page, offset, length } => {
-                    let pieces = frame.payload(at, length);
+                    let pieces = payload(at, length);
                     at += length;
                     self.inbound.place(page, offset, length, pieces)
                 }
@@ -380,8 +397,9 @@ impl SessionReceiver {
         arrivals.received.fetch_add(1, Ordering::Release);
     }
 
-    /// All descriptors with their bounds checked, or `None`: a frame is placed whole or not at all.
-    fn placements(&self, frame: &Frame<'_>) -> Option<Vec<Placement>> {
+    /// All descriptors with their bounds checked, and the bytes that they place, or `None`: a frame is placed whole or not
+    /// at all.
+    fn placements(&self, frame: &Frame<'_>) -> Option<(Vec<Placement>, usize)> {
         let layout = &self.inbound.spec.layout;
         let mut payload = 0;
         let mut cleared = 0;
@@ -422,7 +440,8 @@ impl SessionReceiver {
             };
             placements.push(placement);
         }
-        (payload == frame.header.payload as usize).then_some(placements)
+        let fits = Codec::of(frame.header.packing).is_some() || payload == frame.header.payload as usize;
+        fits.then_some((placements, payload))
     }
 
     /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.

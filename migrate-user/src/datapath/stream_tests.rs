@@ -32,7 +32,7 @@ struct Faults {
 
 struct Wire {
     receiver: Arc<Mutex<Demux>>,
-    faults: Faults,
+    faults: Arc<Mutex<Faults>>,
     seed: u64,
     held: Option<Vec<u8>>,
     lost: u64,
@@ -59,18 +59,19 @@ impl Wire {
     }
 
     fn push(&mut self, mut frame: Vec<u8>) {
-        if self.chance(self.faults.lose) {
+        let faults = *self.faults.lock().unwrap();
+        if self.chance(faults.lose) {
             self.lost += 1;
             return;
         }
-        if self.chance(self.faults.corrupt) {
+        if self.chance(faults.corrupt) {
             let at = 42 + (self.seed as usize) % (frame.len() - 42);
             frame[at] ^= 0x10;
         }
-        if self.chance(self.faults.duplicate) {
+        if self.chance(faults.duplicate) {
             self.deliver(&frame);
         }
-        if self.held.is_none() && self.chance(self.faults.swap) {
+        if self.held.is_none() && self.chance(faults.swap) {
             self.held = Some(frame);
             return;
         }
@@ -142,15 +143,24 @@ struct Stream {
     layout: RamLayout,
     source: Vec<Mapping>,
     sent: AtomicPageSet,
+    hashes: Option<SentHashes>,
     inbound: Arc<Inbound>,
     receiver: Arc<Mutex<Demux>>,
     sender: LaneSender<WireSink, Loop>,
+    faults: Arc<Mutex<Faults>>,
     epoch: u32,
     stalls: u32,
+    unchanged: u64,
+    packed: Packed,
+    wire_bytes: u64,
 }
 
 impl Stream {
     fn new(backends: &[u64], mtu: usize, faults: Faults, seed: u64) -> Self {
+        Self::packing(backends, mtu, faults, seed, Packings::Never)
+    }
+
+    fn packing(backends: &[u64], mtu: usize, faults: Faults, seed: u64, packings: Packings) -> Self {
         let layout = RamLayout::new(
             backends
                 .iter()
@@ -187,18 +197,31 @@ impl Stream {
             protection: protection(seed),
             window: 32,
             bandwidth: None,
+            packings,
         };
-        let wire = Wire { receiver: Arc::clone(&receiver), faults, seed: seed | 1, held: None, lost: 0 };
+        let faults = Arc::new(Mutex::new(faults));
+        let wire = Wire {
+            receiver: Arc::clone(&receiver),
+            faults: Arc::clone(&faults),
+            seed: seed | 1,
+            held: None,
+            lost: 0,
+        };
         let sink = WireSink { wire, capacity: frames.frame_len };
         Self {
             sent: AtomicPageSet::new(layout.pages()),
+            hashes: None,
             source: backends.iter().map(|&pages| ram(pages)).collect(),
             layout,
             inbound,
             receiver,
             sender: LaneSender::new(config, sink, feedback),
+            faults,
             epoch: 0,
             stalls: 0,
+            unchanged: 0,
+            packed: Packed::default(),
+            wire_bytes: 0,
         }
     }
 
@@ -210,11 +233,17 @@ impl Stream {
     /// Sends a round and returns the pages to send again.
     fn round(&mut self, pages: &PageSet) -> PageSet {
         self.epoch += 1;
-        let view = Pages { layout: &self.layout, mappings: &self.source, sent: &self.sent };
+        let hashes = self.hashes.as_ref();
+        let changed = hashes.map(|hashes| hashes.changed(pages, &self.layout, &self.source));
+        let pages = changed.as_ref().map_or(pages, |changed| &changed.pages);
+        self.unchanged += changed.as_ref().map_or(0, |changed| changed.unchanged);
+        let view = Pages { layout: &self.layout, mappings: &self.source, sent: &self.sent, hashes };
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let sent = self.sender.send_round(self.epoch, view, pages.iter(), &stop, &progress).unwrap();
         assert_eq!(progress.into_inner(), pages.count());
         self.stalls += sent.stalls;
+        self.packed += sent.packed;
+        self.wire_bytes += sent.wire_bytes;
         let received = self.receiver.lock().unwrap().close(77, self.epoch);
         self.inbound.reset_arrived();
         let mut again = PageSet::new(self.layout.pages());
@@ -224,7 +253,14 @@ impl Stream {
             lost_frames += lost.frames();
         }
         self.sender.on_round(lost_frames);
+        if let Some(hashes) = hashes {
+            hashes.forget(&again);
+        }
         again
+    }
+
+    fn wire_becomes(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
     }
 
     fn settle(&mut self, mut pages: PageSet) {
@@ -246,6 +282,29 @@ impl Stream {
             assert!(a == b, "page {page} differs: {} and {}", a[0], b[0]);
         }
         assert!(self.inbound.take_failure().is_none());
+    }
+
+    /// Fills a page with bytes that pack to about a third, other ones for each value.
+    fn write_text(&self, page: u64, value: u8) {
+        let content: [u8; PAGE_SIZE] = std::array::from_fn(|at| match at % 3 {
+            0 => (at * at / 7 + usize::from(value) * 31) as u8,
+            _ => 7,
+        });
+        let at = self.layout.locate(page);
+        self.source[usize::from(at.backend)].write(at.page, 0, &content);
+    }
+
+    /// Fills a page with bytes that do not pack.
+    fn write_noise(&self, page: u64, value: u8) {
+        let mut seed = 0x9e37_79b9_7f4a_7c15 ^ ((page << 8) + u64::from(value) + 1);
+        let content: [u8; PAGE_SIZE] = std::array::from_fn(|_| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as u8
+        });
+        let at = self.layout.locate(page);
+        self.source[usize::from(at.backend)].write(at.page, 0, &content);
     }
 
     fn set(&self, pages: impl IntoIterator<Item = u64>) -> PageSet {
@@ -278,6 +337,65 @@ fn pages_that_become_zero_are_zeroed_and_untouched_zeroes_cost_nothing() {
 }
 
 #[test]
+fn packed_pages_arrive_at_every_frame_size_and_in_fewer_bytes() {
+    for codec in Codec::ALL {
+        for mtu in [576, 1500, 3046, 9000, 65535] {
+            let mut stream = Stream::packing(&[200, 101], mtu, Faults::default(), 1, Packings::Always(codec));
+            (0..301).filter(|page| page % 5 != 0).for_each(|page| match page % 7 {
+                0 => stream.write_noise(page, 1),
+                _ => stream.write_text(page, page as u8),
+            });
+            assert!(stream.round(&stream.set(0..301)).is_empty(), "MTU {mtu}");
+            stream.assert_equal();
+            assert_eq!(stream.inbound.figures()[0].malformed, 0);
+            if mtu >= 9000 {
+                let Packed { pages, bytes, .. } = stream.packed;
+                assert!(pages > 180 && bytes < pages * 3000, "{codec:?}, MTU {mtu}: {pages} in {bytes}");
+                assert!(stream.wire_bytes < bytes + (241 - pages) * 4200 + 12_000, "frames are full");
+            }
+        }
+    }
+}
+
+#[test]
+fn noise_goes_as_it_is() {
+    let always = Packings::Always(Codec::Lz4);
+    for mtu in [1500, 9000] {
+        let mut stream = Stream::packing(&[64], mtu, Faults::default(), 1, always.clone());
+        (0..64).for_each(|page| stream.write_noise(page, 3));
+        stream.settle(stream.set(0..64));
+        stream.assert_equal();
+        assert_eq!(stream.packed.pages, 0);
+    }
+}
+
+#[test]
+fn pages_that_are_as_they_were_sent_are_not_sent_again_unless_they_were_lost() {
+    let mut stream = Stream::new(&[2048], 9000, Faults::default(), 1);
+    stream.hashes = Some(SentHashes::new(&stream.layout, 0..1));
+    (0..1000).for_each(|page| stream.write(page, 1 + (page % 200) as u8));
+    assert!(stream.round(&stream.set(0..2048)).is_empty());
+    // Four huge pages are dirty, and three of their pages have changed.
+    stream.write(7, 77);
+    stream.write(8, 0);
+    stream.write(1500, 5);
+    let before = stream.wire_bytes;
+    assert!(stream.round(&stream.set(0..2048)).is_empty());
+    stream.assert_equal();
+    assert_eq!(stream.unchanged, 2045);
+    assert!(stream.wire_bytes - before < 3 * 8400, "{} bytes", stream.wire_bytes - before);
+
+    // Nothing arrives: all of it must be sent again, though it is as it was sent.
+    stream.write(9, 99);
+    stream.wire_becomes(Faults { lose: 100, ..Faults::default() });
+    let again = stream.round(&stream.set([9]));
+    stream.wire_becomes(Faults::default());
+    assert!(again.contains(9));
+    stream.settle(again);
+    stream.assert_equal();
+}
+
+#[test]
 fn frames_of_a_closed_epoch_are_never_placed() {
     let mut stream = Stream::new(&[4], 9000, Faults::default(), 1);
     stream.write(0, 1);
@@ -286,7 +404,8 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     stream.sender = {
         let mut sender =
             std::mem::replace(&mut stream.sender, Stream::new(&[4], 9000, Faults::default(), 1).sender);
-        let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
+        let view =
+            Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent, hashes: None };
         struct Capture(Arc<Mutex<Vec<Vec<u8>>>>);
         impl FrameSink for Capture {
             fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
@@ -310,6 +429,7 @@ fn frames_of_a_closed_epoch_are_never_placed() {
             protection: protection(1),
             window: 8,
             bandwidth: None,
+            packings: Packings::Never,
         };
         LaneSender::new(config, Capture(Arc::clone(&old)), Loop::default())
             .send_round(1, view, [0].into_iter(), &AtomicBool::new(false), &AtomicU64::new(0))
@@ -376,7 +496,7 @@ fn random_losses_do_not_stall_the_stream() {
 fn lost_feedback_is_said_again() {
     let mut stream = Stream::new(&[8], 9000, Faults::default(), 1);
     (0..8).for_each(|page| stream.write(page, 3));
-    let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
+    let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent, hashes: None };
     let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
     stream.sender.send_round(1, view, 0..8, &stop, &progress).unwrap();
     let mut receiver = stream.receiver.lock().unwrap();
@@ -398,16 +518,30 @@ proptest! {
     fn memory_is_equal_whatever_the_wire_does(
         lose in 0u8..30, duplicate in 0u8..20, swap in 0u8..30, corrupt in 0u8..20,
         seed: u64,
+        hashes: bool,
+        packing in 0usize..3,
         mtu in prop_oneof![Just(1500usize), Just(9000), Just(65535)],
         writes in proptest::collection::vec((0u64..130, 0u8..4), 0..120),
     ) {
-        let mut stream = Stream::new(&[90, 40], mtu, Faults { lose, duplicate, swap, corrupt }, seed);
-        (0..130).for_each(|page| stream.write(page, (page % 7) as u8));
+        let packings = match packing {
+            0 => Packings::Never,
+            1 => Packings::Always(Codec::Lz4),
+            _ => Packings::Always(Codec::Zstd),
+        };
+        let faults = Faults { lose, duplicate, swap, corrupt };
+        let mut stream = Stream::packing(&[90, 40], mtu, faults, seed, packings);
+        stream.hashes = hashes.then(|| SentHashes::new(&stream.layout, 0..2));
+        let write = |stream: &Stream, page: u64, value: u8| match page % 3 {
+            0 => stream.write(page, value),
+            1 => stream.write_text(page, value),
+            _ => stream.write_noise(page, value),
+        };
+        (0..130).for_each(|page| write(&stream, page, (page % 7) as u8));
         let mut pending = stream.set(0..130);
         for batch in writes.chunks(30) {
             let again = stream.round(&pending);
             pending = stream.set(batch.iter().map(|&(page, _)| page));
-            for &(page, value) in batch { stream.write(page, value); }
+            for &(page, value) in batch { write(&stream, page, value); }
             pending.union_with(&again);
         }
         stream.settle(pending);

@@ -15,7 +15,7 @@ use std::{
 use migrate_common::{
     PAGE_SIZE,
     locate::datagram,
-    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, HEADER_LEN},
+    wire::{CHECKSUM_OFFSET, DESCRIPTOR_LEN, FrameHeader, HEADER_LEN, MAGIC, VERSION},
 };
 
 use self::reference::{Reference, Sent};
@@ -141,7 +141,7 @@ impl Guest {
 }
 
 /// Frames, each after one byte of flags and a length (2 bytes, little-endian). Flags: 1 a whole Ethernet frame, else
-/// from the page stream's header on, with headers, lengths and checksum or tag put right here; 2 IPv6; 4 closes the epoch
+/// from the page stream's header on, with headers, lengths, packing and checksum or tag put right here; 2 IPv6; 4 closes the epoch
 /// afterwards; 8 in the first of them that the session's frames are sealed; 0x30 how the kernel cuts the frame into
 /// buffers; 0x40 guarded in the way that is not the session's.
 ///
@@ -217,7 +217,7 @@ fn sent(packet: &Packet<'_>, protection: &Protection) -> Option<Sent> {
     let (datagram, header) = found(packet)?;
     let opened = Opener::new(protection.clone()).open(&datagram, header, |frame| {
         let payload = frame.payload(0, header.payload as usize).flatten().copied().collect();
-        Sent { header, descriptors: frame.descriptors().to_vec(), payload }
+        Sent::new(header, frame.descriptors().to_vec(), payload)
     });
     opened.ok()
 }
@@ -235,8 +235,10 @@ fn whole(body: &[u8], ipv6: bool, protection: &Protection) -> Vec<u8> {
     let path = FramePath::new(end(1), end(2), 50_000, PORT);
     let mut body = body.to_vec();
     body.resize(body.len().max(HEADER_LEN), 0);
-    body[..5].copy_from_slice(b"XFRY\x02");
-    body[22..24].copy_from_slice(&[protection.guard() as u8, 0]);
+    body[..4].copy_from_slice(&MAGIC);
+    body[4] = VERSION;
+    body[22] = protection.guard() as u8;
+    body[23] %= 3;
     body[36..40].fill(0);
     let count = usize::from(u16::from_le_bytes([body[6], body[7]]));
     let payload = (body.len() - HEADER_LEN).saturating_sub(count * DESCRIPTOR_LEN) as u32;

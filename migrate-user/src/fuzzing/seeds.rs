@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use migrate_common::wire::{FrameHeader, FrameKind, Guard, PageDescriptor};
+use migrate_common::wire::{
+    DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, PageDescriptor,
+};
 
 use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
-    datapath::{Cipher, Encryption, LaneLosses, Offer},
+    datapath::{Cipher, Codec, Encryption, LaneLosses, Offer, Packer},
     preflight::{Check, Finding},
 };
 
@@ -129,6 +131,7 @@ fn framed(flags: u8, lane: u16, sequence: u32, descriptors: &[PageDescriptor]) -
         lane,
         sequence,
         guard: Guard::Checksum,
+        packing: Packing::Plain,
         payload: payload as u32,
         checksum: 0,
     };
@@ -136,6 +139,25 @@ fn framed(flags: u8, lane: u16, sequence: u32, descriptors: &[PageDescriptor]) -
     descriptors.iter().for_each(|descriptor| body.extend(descriptor.to_bytes()));
     body.extend((0..payload).map(|n| n as u8));
     [vec![flags], (body.len() as u16).to_le_bytes().to_vec(), body].concat()
+}
+
+/// The same with its payload packed.
+fn packed(flags: u8, codec: Codec, descriptors: &[PageDescriptor]) -> Vec<u8> {
+    let plain = framed(flags, 0, 0, descriptors);
+    let (head, payload) = plain[3..].split_at(HEADER_LEN + descriptors.len() * DESCRIPTOR_LEN);
+    let mut body = head.to_vec();
+    body[23] = codec.packing() as u8;
+    body.extend(Packer::default().pack(codec, payload, usize::MAX).unwrap());
+    [vec![flags], (body.len() as u16).to_le_bytes().to_vec(), body].concat()
+}
+
+/// A packed frame whose `descriptors` are another one's.
+fn described_as(mut packed: Vec<u8>, descriptors: &[PageDescriptor]) -> Vec<u8> {
+    let at = 3 + HEADER_LEN;
+    for (to, descriptor) in packed[at..].chunks_exact_mut(DESCRIPTOR_LEN).zip(descriptors) {
+        to.copy_from_slice(&descriptor.to_bytes());
+    }
+    packed
 }
 
 fn frames() -> Vec<(String, Vec<u8>)> {
@@ -169,6 +191,17 @@ fn frames() -> Vec<(String, Vec<u8>)> {
             [framed(4, 0, 0, &[zero(0, 0, 1)]), framed(0, 0, 1, &[data(0, 0, 0, 64)]), framed(0, 64, 0, &[])]
                 .concat(),
         ),
+        ("packed-lz4", packed(0x10, Codec::Lz4, &[data(0, 1, 0, 4096), zero(0, 2, 1), data(1, 4, 0, 4096)])),
+        ("packed-zstd", packed(0x20, Codec::Zstd, &[data(0, 0, 0, 4096), data(1, 0, 9, 600)])),
+        ("packed-sealed", packed(8 | 0x10, Codec::Zstd, &[data(1, 2, 0, 4096)])),
+        ("packed-short", described_as(packed(0, Codec::Lz4, &[data(0, 1, 0, 4095)]), &[data(0, 1, 0, 4096)])),
+        ("packed-long", described_as(packed(0, Codec::Zstd, &[data(0, 1, 0, 4096)]), &[data(0, 1, 0, 4095)])),
+        ("packed-nothing", described_as(packed(0, Codec::Lz4, &[data(0, 1, 0, 9)]), &[zero(0, 1, 1)])),
+        ("packed-noise", {
+            let mut bytes = framed(0, 0, 0, &[data(0, 1, 0, 64)]);
+            bytes[3 + 23] = Codec::Zstd.packing() as u8;
+            bytes
+        }),
     ];
     seeds.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
@@ -211,6 +244,7 @@ pub(crate) fn every_message() -> Vec<Message> {
         port: PORT,
         window: 512,
         cipher: Some(Cipher::Aes128Gcm),
+        unpacks: vec![Codec::Lz4],
         transport: "eno2, driver".into(),
     };
     let findings = vec![Finding::bad(Check::VmState, "it is paused", "resume it")];

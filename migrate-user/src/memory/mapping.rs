@@ -1,6 +1,6 @@
 //! A RAM file mapped into this process.
 
-use std::{fs::File, path::PathBuf, ptr::NonNull};
+use std::{fs::File, os::unix::fs::MetadataExt, path::PathBuf, ptr::NonNull};
 
 use migrate_common::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -23,6 +23,7 @@ pub enum Access {
 pub struct Mapping {
     start: NonNull<u8>,
     pages: u64,
+    block: u64,
     access: Access,
     path: PathBuf,
     file: File,
@@ -43,7 +44,8 @@ impl Mapping {
             let path = path.clone();
             move |source| MemoryError::File { operation, path, source }
         };
-        let len = file.metadata().map_err(failed("read the size of"))?.len();
+        let metadata = file.metadata().map_err(failed("read the size of"))?;
+        let (len, block) = (metadata.len(), metadata.blksize());
         let pages = len / PAGE_SIZE as u64;
         let protection = match access {
             Access::Read => ProtFlags::READ,
@@ -64,12 +66,18 @@ impl Mapping {
         .map_err(|errno| failed("map")(errno.into()))?;
         let start = NonNull::new(start.cast())
             .ok_or_else(|| failed("map")(std::io::ErrorKind::OutOfMemory.into()))?;
-        Ok(Self { start, pages, access, path, file })
+        Ok(Self { start, pages, block, access, path, file })
     }
 
     /// Number of pages.
     pub fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// Unit in which the kernel keeps the file's memory, and thus finds it dirty, bytes: the huge page of hugetlbfs, and of a
+    /// tmpfs with `huge=` (`hugetlbfs_get_inode` in `fs/hugetlbfs/inode.c`, `shmem_getattr` in `mm/shmem.c`).
+    pub fn unit(&self) -> u64 {
+        self.block
     }
 
     /// The file's path, for messages; the file itself may have been unlinked.

@@ -14,6 +14,7 @@ mod reservation;
 mod tracker;
 mod userfault;
 mod vma;
+mod zero;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use vma::fuzz as fuzz_maps;
@@ -28,6 +29,7 @@ pub use pages::{AtomicPageSet, PageSet};
 pub use reservation::{RESERVE_CHUNK, Reservation, empty};
 pub use tracker::DirtyTracker;
 pub use vma::{RamFile, Vma, find_ram_files, is_mapped};
+pub use zero::is_zero;
 
 use std::path::PathBuf;
 

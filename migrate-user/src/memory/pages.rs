@@ -102,6 +102,26 @@ impl PageSet {
         self.iter_from(0)
     }
 
+    /// Cuts the set into `parts` ranges of page numbers, each with about as many pages of the set: `parts + 1` borders.
+    pub fn shares(&self, parts: usize) -> Vec<u64> {
+        let share = self.count().div_ceil(parts.max(1) as u64).max(1);
+        let mut borders = vec![0];
+        let mut before = 0;
+        for (index, word) in self.words.iter().enumerate() {
+            let within = u64::from(word.count_ones());
+            while borders.len() < parts && before + within > borders.len() as u64 * share {
+                let mut rest = *word;
+                for _ in before..borders.len() as u64 * share {
+                    rest &= rest - 1;
+                }
+                borders.push(index as u64 * 64 + u64::from(rest.trailing_zeros()));
+            }
+            before += within;
+        }
+        borders.resize(parts + 1, self.pages);
+        borders
+    }
+
     /// The set as maximal runs `start..end`, ascending.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut pages = self.iter().peekable();
@@ -186,6 +206,21 @@ mod tests {
             let runs: Vec<_> = set.runs().collect();
             prop_assert!(runs.windows(2).all(|w| w[0].1 < w[1].0), "runs are maximal");
         }
+    }
+
+    #[test]
+    fn shares_cover_every_page_once() {
+        let mut pages = PageSet::new(1000);
+        (0..1000).filter(|page| page % 7 == 0 || *page > 900).for_each(|page| pages.insert(page));
+        for parts in 1..6 {
+            let borders = pages.shares(parts);
+            assert_eq!(borders.len(), parts + 1);
+            let counts: Vec<usize> =
+                borders.windows(2).map(|b| pages.iter_from(b[0]).take_while(|&p| p < b[1]).count()).collect();
+            assert_eq!(counts.iter().sum::<usize>() as u64, pages.count());
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= parts);
+        }
+        assert_eq!(PageSet::new(10).shares(3), [0, 10, 10, 10]);
     }
 
     #[test]

@@ -15,8 +15,6 @@ use super::{Mapping, MemoryError};
 /// Unit of reservation in pages (2 MiB).
 pub const RESERVE_CHUNK: u64 = 512;
 
-/// `f_type` of hugetlbfs: `HUGETLBFS_MAGIC`, include/uapi/linux/magic.h.
-const HUGETLBFS: i64 = 0x9584_58f6;
 /// Pieces that one call writes at most: 15 pages in receive buffers of 3840 bytes are 17.
 const PIECES: usize = 18;
 
@@ -52,14 +50,9 @@ impl Reservation {
     pub fn clear(mapping: &Mapping) -> Result<Self, MemoryError> {
         empty(mapping.file(), mapping.path())?;
         let chunks = mapping.pages().div_ceil(RESERVE_CHUNK);
-        let system = rustix::fs::fstatfs(mapping.file()).map_err(|errno| MemoryError::File {
-            operation: "ask for the file system of",
-            path: mapping.path().to_owned(),
-            source: errno.into(),
-        })?;
         Ok(Self {
             chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            by_file: system.f_type != HUGETLBFS,
+            by_file: mapping.unit() == PAGE_SIZE as u64,
         })
     }
 

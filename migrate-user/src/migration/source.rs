@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{Decision, Limits, MigrationError, Policy, RoundFigures, SourceHandover, Verdict};
 use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
-    datapath::{Cipher, LaneLosses},
+    datapath::{Cipher, LaneLosses, Packed},
     memory::{Digest, MemoryError, PageSet},
     pki::Certified,
     preflight::{self, Check, Finding},
@@ -54,6 +54,12 @@ pub struct RoundSent {
     pub data_pages: u64,
     /// Zero pages.
     pub zero_pages: u64,
+    /// Pages that were read and hashed to see whether they changed since they were sent.
+    pub looked_at: u64,
+    /// Pages that had not, and were not sent.
+    pub unchanged_pages: u64,
+    /// What of it was packed.
+    pub packed: Packed,
     /// Bytes on the wire.
     pub wire_bytes: u64,
     /// Times each lane heard nothing from the receiver for too long.
@@ -443,11 +449,16 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             report.ram.normal += sent.data_pages;
             report.ram.normal_bytes += sent.data_pages * PAGE_SIZE as u64;
             report.ram.duplicate += sent.zero_pages;
+            report.unchanged.looked_at += sent.looked_at;
+            report.unchanged.pages += sent.unchanged_pages;
+            report.compression.add(&sent.packed);
             report.ram.dirty_sync_count += 1;
             report.rounds.push(Round {
                 round: number,
                 pages: pages.count(),
                 bytes: sent.data_pages * PAGE_SIZE as u64,
+                looked_at: sent.looked_at,
+                unchanged_pages: sent.unchanged_pages,
                 duration_ms: duration.as_secs_f64() * 1e3,
                 dirtied_pages: dirtied,
                 lost_frames: lost,

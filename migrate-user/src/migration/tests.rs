@@ -498,6 +498,7 @@ fn prepared() -> Prepared {
         port: 4791,
         window: 100,
         cipher: None,
+        unpacks: Vec::new(),
         transport: "memory".into(),
     }
 }

@@ -53,8 +53,8 @@ pub(super) fn backed(host: &str, mib: u64, backing: &[Backing]) -> Finding {
     }
     // Huge pages of tmpfs are no such case: protecting them splits their mappings (`pgtable_split_needed`, mm/mprotect.c).
     if backing.iter().any(|one| one.file_system == "hugetlbfs") {
-        let remedy = "one byte that the guest writes makes a whole huge page dirty: expect more to send, and give more \
-                      --downtime-limit if it does not converge";
+        let remedy = "one byte that the guest writes makes a whole huge page dirty: its pages are hashed to find those that \
+                      changed, which costs processor time in every round and 16 bytes of memory a page";
         return Finding::warning(Check::RamBacking, found, remedy);
     }
     Finding::good(Check::RamBacking, found)

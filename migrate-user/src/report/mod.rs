@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{LaneLosses, QueueFigures};
+use crate::datapath::{LaneLosses, Packed, QueueFigures};
 use crate::sync::lock;
 
 /// Where a migration is.
@@ -107,6 +107,45 @@ pub struct Ram {
     pub dirty_sync_count: u64,
 }
 
+/// Pages that counted as written and had not changed since they were sent: of guests in huge pages, over all rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unchanged {
+    /// Pages that were hashed to find that out.
+    pub looked_at: u64,
+    /// Pages that had not changed, and were not sent.
+    pub pages: u64,
+}
+
+/// How pages were packed, over all rounds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Compression {
+    /// What was asked for.
+    pub mode: String,
+    /// Pages sent packed.
+    pub pages: u64,
+    /// Bytes that they became.
+    pub compressed_size: u64,
+    /// Their own bytes by those that they became; 0 where none was packed.
+    pub compression_rate: f64,
+    /// Time that sender threads spent packing, ms.
+    pub busy_ms: f64,
+}
+
+impl Compression {
+    /// Adds a round.
+    pub fn add(&mut self, packed: &Packed) {
+        self.pages += packed.pages;
+        self.compressed_size += packed.bytes;
+        self.busy_ms += packed.took.as_secs_f64() * 1e3;
+        if self.compressed_size > 0 {
+            let plain = self.pages * migrate_common::PAGE_SIZE as u64;
+            self.compression_rate = plain as f64 / self.compressed_size as f64;
+        }
+    }
+}
+
 /// What one sender thread sent, in all rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -174,6 +213,12 @@ pub struct Round {
     pub pages: u64,
     /// Bytes of page content sent.
     pub bytes: u64,
+    /// Pages that were hashed to see whether they changed since they were sent.
+    #[serde(default)]
+    pub looked_at: u64,
+    /// Pages that had not changed, and were not sent.
+    #[serde(default)]
+    pub unchanged_pages: u64,
     /// Time it took, ms.
     pub duration_ms: f64,
     /// Pages the guest wrote meanwhile.
@@ -247,6 +292,12 @@ pub struct Report {
     pub downtime_phases: DowntimePhases,
     /// Totals.
     pub ram: Ram,
+    /// Pages that were not sent again.
+    #[serde(default)]
+    pub unchanged: Unchanged,
+    /// How pages were packed.
+    #[serde(default)]
+    pub compression: Compression,
     /// How frames fared.
     #[serde(default)]
     pub stream: Stream,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{LaneFigures, Report, Round, Status, Stream, Transport};
+use super::{Compression, LaneFigures, Report, Round, Status, Stream, Transport};
 use crate::datapath::QueueFigures;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -71,6 +71,16 @@ pub fn closing(report: &Report) -> String {
         report.ram.normal,
         report.ram.duplicate
     );
+    if report.unchanged.looked_at > 0 {
+        let _ = writeln!(
+            out,
+            "  unchanged   {} of {} pages of dirty huge pages were not sent again",
+            report.unchanged.pages, report.unchanged.looked_at
+        );
+    }
+    if !report.compression.mode.is_empty() {
+        let _ = writeln!(out, "  compression {}", compression(&report.compression));
+    }
     frames(&mut out, &report.stream);
     let t = &report.transport;
     let _ = writeln!(
@@ -95,6 +105,19 @@ pub fn closing(report: &Report) -> String {
         let _ = writeln!(out, "  note        {note}");
     }
     out
+}
+
+fn compression(c: &Compression) -> String {
+    match c.pages {
+        0 => format!("{}: no page packed", c.mode),
+        pages => format!(
+            "{}: {pages} pages packed to {:.1} MiB, {:.2} : 1, in {:.0} ms",
+            c.mode,
+            c.compressed_size as f64 / MIB,
+            c.compression_rate,
+            c.busy_ms
+        ),
+    }
 }
 
 /// By what the source sent.

@@ -2,7 +2,7 @@
 //! lengths, checksum. The one place that has to follow the stream's format, as far as its own encoders do not.
 
 use migrate_common::PAGE_SIZE;
-use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, PageDescriptor};
+use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, Packing, PageDescriptor};
 
 use super::Sniffed;
 
@@ -46,6 +46,7 @@ impl Stream {
             payload: payload.len() as u32,
             sequence,
             checksum: 0,
+            packing: Packing::Plain,
             ..self.header
         };
         let mut frame = header.to_bytes().to_vec();

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use migrate_common::wire::{HEADER_LEN, MAGIC, VERSION};
 
 use crate::lab::plan::{MIGRATION_NIC, MIGRATION_PORT, PREFIX_LEN, Side};
 use crate::lab::{Lab, netns};
@@ -18,8 +19,6 @@ use super::link::ip;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 66);
 /// Between two datagrams.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Length of a page frame's header.
-const HEADER_LEN: usize = 40;
 
 /// A kind of datagram, and what the agent is to count it as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +62,9 @@ impl Junk {
     /// The datagram.
     pub fn bytes(self) -> Vec<u8> {
         let mut header = vec![0; HEADER_LEN];
-        // Magic, version 2, kind 2: a probe.
-        header[..6].copy_from_slice(b"XFRY\x02\x02");
+        // Magic, version, kind 2: a probe.
+        header[..4].copy_from_slice(&MAGIC);
+        header[4..6].copy_from_slice(&[VERSION, 2]);
         header[8..16].fill(0x5a);
         match self {
             Self::Garbage => {
@@ -72,7 +72,7 @@ impl Junk {
             }
             Self::Truncated => header.truncate(HEADER_LEN / 2),
             Self::Short => header[28..32].copy_from_slice(&4096u32.to_le_bytes()),
-            Self::FutureVersion => header[4] = 3,
+            Self::FutureVersion => header[4] = VERSION + 1,
             Self::UnknownKind => header[5] = 77,
             Self::UnknownSession => {}
         }

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use migrate_common::PAGE_SIZE;
+
 use crate::{
     agent::ram::RamFiles,
+    datapath::SentHashes,
     memory::{
         Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageSet, RESERVE_CHUNK,
         RamFile, RamLayout, data_chunks, existing_pages,
@@ -36,7 +39,7 @@ impl GuestMemory {
             .map(|file| Mapping::new(file.open(false)?, file.path.clone(), Access::Read))
             .collect::<Result<Vec<_>, _>>()?;
         for (mapping, backend) in mappings.iter().zip(layout.backends()) {
-            if mapping.pages() * (migrate_common::PAGE_SIZE as u64) < backend.size {
+            if mapping.pages() * (PAGE_SIZE as u64) < backend.size {
                 return Err(MigrationError::Host(format!(
                     "{} is smaller than memory backend {}: was it truncated under the running VM?",
                     mapping.path().display(),
@@ -70,12 +73,19 @@ impl GuestMemory {
         }
     }
 
+    /// Room for hashes of what is sent, where a backend is tracked by pages of more than 4 KiB; else none.
+    pub(super) fn hashes(&self) -> Option<SentHashes> {
+        let huge = |index: &usize| self.mappings[*index].unit() > PAGE_SIZE as u64;
+        let backends: Vec<usize> = (0..self.mappings.len()).filter(huge).collect();
+        (!backends.is_empty()).then(|| SentHashes::new(&self.layout, backends.into_iter()))
+    }
+
     /// Ranges of reservation chunks that hold pages, so that the destination can take memory for them early.
     pub(super) fn populated_chunks(&self) -> Result<Vec<(u64, u64)>, MemoryError> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for (index, mapping) in self.mappings.iter().enumerate() {
             let (first, limit) = (self.layout.first_page(index), self.layout.first_page(index + 1));
-            for (start, end) in data_chunks(mapping.file(), mapping.path(), RESERVE_CHUNK)? {
+            for (start, end) in data_chunks(mapping, RESERVE_CHUNK)? {
                 let (start, end) = (first + start * RESERVE_CHUNK, (first + end * RESERVE_CHUNK).min(limit));
                 let (start, end) = (start / RESERVE_CHUNK, end.div_ceil(RESERVE_CHUNK));
                 match ranges.last_mut() {

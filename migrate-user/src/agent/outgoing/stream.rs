@@ -7,7 +7,10 @@ use std::sync::{
 
 use crate::{
     agent::link::LaneSink,
-    datapath::{FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
+    datapath::{
+        Changed, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Packed, Pages, SendError,
+        SentHashes,
+    },
     memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
     migration::{MigrationError, PageStream, RoundSent},
 };
@@ -24,6 +27,8 @@ pub(super) struct OutgoingStream {
     pub(super) layout: Arc<RamLayout>,
     pub(super) mappings: Arc<Vec<Mapping>>,
     pub(super) sent: Arc<AtomicPageSet>,
+    /// Hashes of what was sent, where dirty pages are found by the huge page.
+    pub(super) hashes: Option<Arc<SentHashes>>,
     pub(super) progress: Arc<AtomicU64>,
 }
 
@@ -65,36 +70,35 @@ impl PageStream for OutgoingStream {
     async fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
         let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
         let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
-        let rounds = self
+        let hashes = self.hashes.clone();
+        let (rounds, looked_at, unchanged) = self
             .with_lanes(move |lanes, stop| {
-                let view = Pages { layout: &layout, mappings: &mappings, sent: &sent };
-                let borders = shares(&pages, lanes.len());
-                std::thread::scope(|scope| {
-                    let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
-                        let (from, to) = (border[0], border[1]);
-                        let numbers = pages.iter_from(from).take_while(move |&page| page < to);
-                        let progress = &progress;
-                        move || lane.send_round(epoch, view, numbers, stop, progress)
-                    });
-                    // The first lane's work is done by this thread.
-                    let own = work.next();
-                    let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
-                    let mut rounds = Vec::with_capacity(others.len() + 1);
-                    rounds.extend(own.map(|work| work()));
-                    for thread in others {
-                        rounds.push(thread.join().unwrap_or_else(|_| {
-                            Err(SendError::Link(std::io::Error::other("a sender thread panicked")))
-                        }));
-                    }
-                    rounds.into_iter().collect::<Result<Vec<_>, _>>()
-                })
+                let hashes = hashes.as_deref();
+                let view = Pages { layout: &layout, mappings: &mappings, sent: &sent, hashes };
+                let Some(hashes) = hashes else {
+                    return Ok((send_round(lanes, epoch, view, &pages, stop, &progress)?, 0, 0));
+                };
+                let Changed { pages: changed, looked_at, unchanged } =
+                    hashes.changed(&pages, &layout, &mappings);
+                progress.fetch_add(unchanged, Ordering::Relaxed);
+                let rounds = send_round(lanes, epoch, view, &changed, stop, &progress);
+                if rounds.is_err() {
+                    // Hashes were noted of pages that were never sent.
+                    hashes.forget(&changed);
+                }
+                Ok((rounds?, looked_at, unchanged))
             })
             .await?;
         self.rounds = rounds;
+        let mut packed = Packed::default();
+        self.rounds.iter().for_each(|round| packed += round.packed);
         Ok(RoundSent {
             frames: self.rounds.iter().map(|round| round.frames).collect(),
             data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
             zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
+            looked_at,
+            unchanged_pages: unchanged,
+            packed,
             wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
             stalls: self.rounds.iter().map(|round| round.stalls).collect(),
             transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
@@ -111,39 +115,41 @@ impl PageStream for OutgoingStream {
             }
             lane.on_round(lost);
         }
+        if let Some(hashes) = &self.hashes {
+            hashes.forget(&again);
+        }
         again
     }
 }
 
-/// Cuts a set into `parts` ranges of page numbers with about as many pages each: `parts + 1` borders.
-fn shares(pages: &PageSet, parts: usize) -> Vec<u64> {
-    let share = pages.count().div_ceil(parts.max(1) as u64).max(1);
-    let mut borders = vec![0];
-    if parts > 1 {
-        let starts =
-            pages.iter().enumerate().filter(|(index, _)| *index > 0 && (*index as u64).is_multiple_of(share));
-        borders.extend(starts.map(|(_, page)| page).take(parts - 1));
-    }
-    borders.resize(parts + 1, pages.bound());
-    borders
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_every_page_once() {
-        let mut pages = PageSet::new(1000);
-        (0..1000).filter(|page| page % 7 == 0 || *page > 900).for_each(|page| pages.insert(page));
-        for parts in 1..6 {
-            let borders = shares(&pages, parts);
-            assert_eq!(borders.len(), parts + 1);
-            let counts: Vec<usize> =
-                borders.windows(2).map(|b| pages.iter_from(b[0]).take_while(|&p| p < b[1]).count()).collect();
-            assert_eq!(counts.iter().sum::<usize>() as u64, pages.count());
-            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= parts);
+/// Sends `pages`, each lane its part on a thread of its own.
+fn send_round(
+    lanes: &mut [Lane],
+    epoch: u32,
+    view: Pages<'_>,
+    pages: &PageSet,
+    stop: &AtomicBool,
+    progress: &AtomicU64,
+) -> Result<Vec<LaneRound>, SendError> {
+    let borders = pages.shares(lanes.len());
+    std::thread::scope(|scope| {
+        let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
+            let (from, to) = (border[0], border[1]);
+            let numbers = pages.iter_from(from).take_while(move |&page| page < to);
+            move || lane.send_round(epoch, view, numbers, stop, progress)
+        });
+        // The first lane's work is done by this thread.
+        let own = work.next();
+        let others: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+        let mut rounds = Vec::with_capacity(others.len() + 1);
+        rounds.extend(own.map(|work| work()));
+        for thread in others {
+            rounds.push(
+                thread.join().unwrap_or_else(|_| {
+                    Err(SendError::Link(std::io::Error::other("a sender thread panicked")))
+                }),
+            );
         }
-        assert_eq!(shares(&PageSet::new(10), 3), [0, 10, 10, 10]);
-    }
+        rounds.into_iter().collect()
+    })
 }

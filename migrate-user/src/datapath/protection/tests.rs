@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use migrate_common::wire::{
-    DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, PageDescriptor, TAG_LEN,
+    DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, PageDescriptor, TAG_LEN,
 };
 use proptest::prelude::*;
 
@@ -33,6 +33,7 @@ fn header(sequence: u32, payload: &[u8]) -> FrameHeader {
         lane: 3,
         sequence,
         guard: Guard::Checksum,
+        packing: Packing::Plain,
         payload: payload.len() as u32,
         checksum: 0,
     }

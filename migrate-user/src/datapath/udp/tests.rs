@@ -8,7 +8,7 @@ use std::{
 
 use migrate_common::{
     maps::DropReason,
-    wire::{FrameHeader, FrameKind, Guard, HEADER_LEN},
+    wire::{FrameHeader, FrameKind, Guard, HEADER_LEN, Packing},
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -29,6 +29,7 @@ fn write(buffer: &mut [u8], session: u64, sequence: u32, payload: usize) -> usiz
         lane: 0,
         sequence,
         guard: Guard::Checksum,
+        packing: Packing::Plain,
         payload: payload as u32,
         checksum: 0,
     };

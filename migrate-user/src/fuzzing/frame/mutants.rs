@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use migrate_common::{PAGE_SIZE, wire::PageDescriptor};
+use migrate_common::{
+    PAGE_SIZE,
+    wire::{Packing, PageDescriptor},
+};
 
 use super::{
     super::seeds::corpus,
@@ -31,9 +34,11 @@ enum Wrong {
     EveryGuard,
     Duplicates,
     FirstLaneOnly,
+    EveryBlock,
+    PlainOnly,
 }
 
-const ALL: [Wrong; 16] = [
+const ALL: [Wrong; 18] = [
     Wrong::OneByteFurther,
     Wrong::NextPage,
     Wrong::OtherBackend,
@@ -50,6 +55,8 @@ const ALL: [Wrong; 16] = [
     Wrong::EveryGuard,
     Wrong::Duplicates,
     Wrong::FirstLaneOnly,
+    Wrong::EveryBlock,
+    Wrong::PlainOnly,
 ];
 
 struct Mutant {
@@ -67,6 +74,8 @@ impl Receives for Mutant {
             Wrong::EveryEpoch => seen.header.epoch = self.rules.epoch,
             Wrong::OldEpochsOnly => seen.header.epoch = seen.header.epoch.wrapping_add(1),
             Wrong::Duplicates => self.rules.seen.clear(),
+            Wrong::EveryBlock if seen.broken => return true,
+            Wrong::PlainOnly if seen.header.packing != Packing::Plain => return false,
             Wrong::FirstLaneOnly if seen.header.lane > 0 => return false,
             Wrong::PagesBehindTheEnd => self.rules.pages = PAGES.map(|pages| pages + 1),
             _ => {}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, PageDescriptor},
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, MAX_UNPACKED, Packing, PageDescriptor},
 };
 
 use super::{BEYOND, CANARY, LANES, PAGES};
@@ -15,7 +15,27 @@ use crate::memory::Mapping;
 pub(super) struct Sent {
     pub(super) header: FrameHeader,
     pub(super) descriptors: Vec<[u8; DESCRIPTOR_LEN]>,
+    /// As it unpacks.
     pub(super) payload: Vec<u8>,
+    /// That it is packed and does not unpack to what the descriptors say.
+    pub(super) broken: bool,
+}
+
+impl Sent {
+    /// A frame with this payload as it came.
+    pub(super) fn new(header: FrameHeader, descriptors: Vec<[u8; DESCRIPTOR_LEN]>, payload: Vec<u8>) -> Self {
+        let described = descriptors.iter().filter_map(|bytes| PageDescriptor::parse(bytes).ok());
+        let due: usize = described.map(|descriptor| descriptor.payload_len()).sum();
+        let unpacked = match header.packing {
+            Packing::Plain => Some(payload),
+            _ if due > MAX_UNPACKED => None,
+            Packing::Lz4 => lz4_flex::block::decompress(&payload, due).ok(),
+            Packing::Zstd => zstd::bulk::decompress(&payload, due).ok(),
+        };
+        let packed = header.packing != Packing::Plain;
+        let broken = packed && (due == 0 || unpacked.as_ref().is_none_or(|bytes| bytes.len() != due));
+        Self { header, descriptors, payload: unpacked.unwrap_or_default(), broken }
+    }
 }
 
 /// A guest's memory and one epoch after the other.
@@ -81,9 +101,7 @@ impl Reference {
                 return false;
             }
         }
-        payload == sent.payload.len()
-            && payload == sent.header.payload as usize
-            && cleared <= self.pages.iter().sum()
+        !sent.broken && payload == sent.payload.len() && cleared <= self.pages.iter().sum()
     }
 
     fn place(&mut self, sent: &Sent) {

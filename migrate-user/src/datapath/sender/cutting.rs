@@ -1,0 +1,123 @@
+//! How pages become frames.
+
+use std::iter::Peekable;
+
+use migrate_common::{
+    PAGE_SIZE,
+    wire::{DESCRIPTOR_LEN, HEADER_LEN, PageDescriptor},
+};
+
+use super::{LaneSender, SendError, packed::whole, round::Round};
+use crate::{
+    datapath::{feedback::FeedbackRx, sink::FrameSink},
+    memory::BackendPage,
+};
+
+/// Pages of a frame that are packed for a sample: more say no more.
+const SAMPLED: usize = 4;
+
+impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
+    /// One frame of as many whole pages as fit.
+    pub(super) fn whole_pages(
+        &mut self,
+        round: &mut Round<'_>,
+        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    ) -> Result<(), SendError> {
+        let capacity = self.config.frames.pages_per_frame;
+        let zero_capacity = self.config.frames.zero_runs;
+        let descriptors_at = self.config.path.len() + HEADER_LEN;
+        let payload_at = descriptors_at + capacity * DESCRIPTOR_LEN;
+        let sampled = self.packs.auto.wants_sample();
+        let mut sample = Vec::new();
+        self.emit(round, |round, header, buffer| {
+            let mut count = 0;
+            while count < capacity && round.zero_runs.len() < zero_capacity {
+                let Some(number) = numbers.next() else { break };
+                let at = payload_at + count * PAGE_SIZE;
+                if let Some(place) = round.take_page(number, &mut buffer[at..at + PAGE_SIZE]) {
+                    let descriptor = whole(place);
+                    let at = descriptors_at + count * DESCRIPTOR_LEN;
+                    buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+                    round.span(count == 0, number);
+                    count += 1;
+                }
+            }
+            if 0 < count && count < capacity {
+                let shorter = descriptors_at + count * DESCRIPTOR_LEN;
+                buffer.copy_within(payload_at..payload_at + count * PAGE_SIZE, shorter);
+            }
+            header.descriptors = count as u16;
+            header.payload = (count * PAGE_SIZE) as u32;
+            if sampled.is_some() {
+                let at = descriptors_at + count * DESCRIPTOR_LEN;
+                sample.extend_from_slice(&buffer[at..at + count.min(SAMPLED) * PAGE_SIZE]);
+            }
+        })?;
+        if let Some(codec) = sampled.filter(|_| !sample.is_empty()) {
+            self.packs.sample(codec, &sample);
+        }
+        Ok(())
+    }
+
+    /// One page in as many frames as it takes.
+    pub(super) fn fragments(
+        &mut self,
+        round: &mut Round<'_>,
+        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    ) -> Result<(), SendError> {
+        let Some(number) = numbers.next() else { return Ok(()) };
+        let mut content = [0; PAGE_SIZE];
+        let Some(place) = round.take_page(number, &mut content) else { return Ok(()) };
+        self.page_in_fragments(round, number, place, &content)?;
+        if let Some(codec) = self.packs.auto.wants_sample() {
+            self.packs.sample(codec, &content);
+        }
+        Ok(())
+    }
+
+    /// The frames of one page that does not fit one.
+    pub(super) fn page_in_fragments(
+        &mut self,
+        round: &mut Round<'_>,
+        number: u64,
+        place: BackendPage,
+        content: &[u8],
+    ) -> Result<(), SendError> {
+        let descriptor_at = self.config.path.len() + HEADER_LEN;
+        let payload_at = descriptor_at + DESCRIPTOR_LEN;
+        for (index, fragment) in content.chunks(self.config.frames.fragment).enumerate() {
+            let descriptor = PageDescriptor::Data {
+                backend: place.backend,
+                page: place.page,
+                offset: (index * self.config.frames.fragment) as u16,
+                length: fragment.len() as u16,
+            };
+            self.emit(round, |round, header, buffer| {
+                buffer[descriptor_at..payload_at].copy_from_slice(&descriptor.to_bytes());
+                buffer[payload_at..payload_at + fragment.len()].copy_from_slice(fragment);
+                round.span(true, number);
+                header.descriptors = 1;
+                header.payload = fragment.len() as u32;
+            })?;
+        }
+        Ok(())
+    }
+
+    /// One frame with all zero runs collected so far.
+    pub(super) fn zero_frame(&mut self, round: &mut Round<'_>) -> Result<(), SendError> {
+        let runs = std::mem::take(&mut round.zero_runs);
+        let descriptors_at = self.config.path.len() + HEADER_LEN;
+        self.emit(round, |round, header, buffer| {
+            for (index, &(number, pages)) in runs.iter().enumerate() {
+                let place = round.pages.layout.locate(number);
+                let descriptor = PageDescriptor::Zero { backend: place.backend, page: place.page, pages };
+                let at = descriptors_at + index * DESCRIPTOR_LEN;
+                buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+                round.span(index == 0, number);
+                round.span(false, number + u64::from(pages) - 1);
+            }
+            header.descriptors = runs.len() as u16;
+            header.payload = 0;
+        })
+    }
+}
