@@ -1,5 +1,7 @@
 //! From guest pages to frames.
 
+mod direct;
+
 use std::{
     iter::Peekable,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +23,7 @@ use super::{
     sink::FrameSink,
     window::Window,
 };
-use crate::memory::{AtomicPageSet, BackendPage, Mapping, PageSet, RamLayout};
+use crate::memory::{AtomicPageSet, BackendPage, Mapping, PageSet, RamLayout, is_zero};
 
 /// Silence after which the receiver is asked whether it is there. Longer than a scheduler's slice on a busy host.
 const STALL: Duration = Duration::from_millis(40);
@@ -168,6 +170,8 @@ struct Round<'a> {
     stop: &'a AtomicBool,
     progress: &'a AtomicU64,
     zero_runs: Vec<(u64, u32)>,
+    /// Pages of the frame that is being made of pages where they lie.
+    places: Vec<BackendPage>,
     /// Highest frame number that feedback told, plus one.
     heard: u32,
     /// How long nothing was heard from the receiver while it was waited for.
@@ -209,6 +213,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             stop,
             progress,
             zero_runs: Vec::with_capacity(self.config.frames.zero_runs),
+            places: Vec::with_capacity(self.config.frames.pages_per_frame),
             heard: 0,
             silent: Duration::ZERO,
             result: LaneRound::default(),
@@ -216,7 +221,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let mut numbers = numbers.peekable();
         while numbers.peek().is_some() {
             if self.config.frames.frames_per_page == 1 {
-                self.whole_pages(&mut round, &mut numbers)?;
+                if !self.direct_pages(&mut round, &mut numbers)? {
+                    self.whole_pages(&mut round, &mut numbers)?;
+                }
             } else {
                 self.fragments(&mut round, &mut numbers)?;
             }
@@ -366,6 +373,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             fill(round, header, buffer);
             header.descriptors > 0
         })?;
+        self.sent(round, len)
+    }
+
+    /// Counts a frame of `len` bytes on the wire; none when that is 0.
+    fn sent(&mut self, round: &mut Round<'_>, len: usize) -> Result<(), SendError> {
         if len == 0 {
             return Ok(());
         }
@@ -388,17 +400,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         number: FrameNumber,
         fill: impl FnOnce(&mut FrameHeader, &mut [u8]) -> bool,
     ) -> Result<usize, SendError> {
-        let mut header = FrameHeader {
-            kind: number.kind,
-            descriptors: 0,
-            session: self.config.session,
-            epoch: number.epoch,
-            lane: self.config.lane,
-            sequence: number.sequence,
-            guard: Guard::Checksum,
-            payload: 0,
-            checksum: 0,
-        };
+        let mut header = self.header(number);
         let (path, sealer) = (&self.config.path, &mut self.sealer);
         let mut completed = Ok(0);
         let mut fill = Some(fill);
@@ -420,6 +422,20 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             0 => 0,
             len => len - self.config.path.len() + self.config.frames.prefix,
         })
+    }
+
+    fn header(&self, number: FrameNumber) -> FrameHeader {
+        FrameHeader {
+            kind: number.kind,
+            descriptors: 0,
+            session: self.config.session,
+            epoch: number.epoch,
+            lane: self.config.lane,
+            sequence: number.sequence,
+            guard: Guard::Checksum,
+            payload: 0,
+            checksum: 0,
+        }
     }
 
     fn pause(&mut self, pause: Duration) -> Result<(), SendError> {
@@ -487,8 +503,13 @@ impl Round<'_> {
     fn take_page(&mut self, number: u64, to: &mut [u8]) -> Option<BackendPage> {
         let place = self.pages.layout.locate(number);
         self.pages.mappings[usize::from(place.backend)].read(place.page, 0, to);
+        self.note(number, place, is_zero(to))
+    }
+
+    /// Notes what a page turned out to be: `None` when zero.
+    fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> Option<BackendPage> {
         self.progress.fetch_add(1, Ordering::Relaxed);
-        if !is_zero(to) {
+        if !zero {
             self.pages.sent.insert(number);
             self.result.data_pages += 1;
             return Some(place);
@@ -509,27 +530,6 @@ impl Round<'_> {
         match self.result.spans.last_mut() {
             Some(span) if !first => span.last = number,
             _ => self.result.spans.push(Span { first: number, last: number }),
-        }
-    }
-}
-
-/// Whether all bytes are zero. Leaves at the first block that is not.
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks(256).all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_zero;
-
-    #[test]
-    fn one_bit_anywhere_is_not_zero() {
-        let mut page = [0u8; 4096];
-        assert!(is_zero(&page));
-        for at in [0, 255, 256, 4095] {
-            page[at] = 1;
-            assert!(!is_zero(&page));
-            page[at] = 0;
         }
     }
 }

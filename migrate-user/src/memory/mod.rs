@@ -22,7 +22,7 @@ pub use digest::{Digest, PageHashes};
 pub use extents::{Extent, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};
 pub use layout::{Backend, BackendPage, RamLayout};
-pub use mapping::{Access, Mapping};
+pub use mapping::{Access, Mapping, is_zero};
 pub use pagemap::{Pagemap, supports_scan};
 pub use pages::{AtomicPageSet, PageSet};
 pub use reservation::{RESERVE_CHUNK, Reservation, empty};
