@@ -34,6 +34,9 @@ fn descriptor(addr: u64, len: usize, last: bool) -> XdpDesc {
 pub struct TxQueue {
     tx: Producer<XdpDesc>,
     completion: Consumer<u64>,
+    /// Before the UMEM, so that it is closed when that is unmapped. `None` when the other end of the rings is in this process
+    /// (tests).
+    socket: Option<Arc<OwnedFd>>,
     umem: Umem,
     /// Address of slot 0 in the UMEM, bytes.
     base: u64,
@@ -41,8 +44,6 @@ pub struct TxQueue {
     free: VecDeque<u32>,
     /// Per slot: chunks of it that the kernel still holds.
     outstanding: Vec<u8>,
-    /// `None` when the other end of the rings is in this process (tests).
-    socket: Option<Arc<OwnedFd>>,
 }
 
 impl TxQueue {
