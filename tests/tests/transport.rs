@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::plan::MIGRATION_NIC;
-use xferry_lab::lab::{Host, LabConfig, Report, Side, wait_for};
+use xferry_lab::lab::{Encryption, Host, LabConfig, Report, Side, wait_for};
 use xferry_lab::scenario::{Scenario, Workload, bare, ip, skipped, status};
 use xferry_lab::wire::{Faults, WireConfig};
 
@@ -158,6 +158,61 @@ fn falls_back_with_a_reason() {
     b.start_agent().unwrap();
     assert!(only_copies(&port(b)), "{}", port(b));
     scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+}
+
+/// A lab of two queues whose host-a is told to send directly, and to leave `queues` of them to others.
+fn told_to_send_directly(encryption: Encryption, queues: u32) -> Scenario {
+    let lab = LabConfig { queues: 2, ..LabConfig::for_test() }.encryption(encryption);
+    let scenario = Scenario::new(lab, bare(WORKLOAD).unwrap()).unwrap();
+    start_sending_directly(&scenario, queues);
+    scenario.lab.b.start_agent().unwrap();
+    scenario.boot().unwrap();
+    scenario
+}
+
+fn start_sending_directly(scenario: &Scenario, queues: u32) {
+    let settings = format!("[migration]\nsending = \"direct\"\nqueues = {queues}\n");
+    let config = scenario.lab.a.agent_config().unwrap().replace("[migration]\n", &settings);
+    scenario.lab.a.start_agent_by(&config).unwrap();
+}
+
+/// That pages were copied, and that the report says why.
+fn staged_because(report: &Report, reason: &str) {
+    assert_eq!(report.text("/transport/mode").as_deref(), Some("af-xdp staged"), "{:#}", report.0);
+    let notes = report.get("/notes").unwrap().to_string();
+    assert!(notes.contains("pages are staged and not sent directly") && notes.contains(reason), "{notes}");
+}
+
+/// The VM writes all the while, so that pages change under the NIC; every page is compared.
+#[test]
+fn direct() {
+    if skipped("direct", GuestKind::Bare) {
+        return;
+    }
+    let scenario = told_to_send_directly(Encryption::Off, 2);
+    let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+    staged_because(&report, "mig0 has no queue to spare");
+    // Whoever is not told anything copies where the kernel copies anyway, and need not say so.
+    let report = scenario.expect_migrates(Side::B, &OPTIONS).unwrap();
+    assert!(!report.get("/notes").unwrap().to_string().contains("staged"), "{:#}", report.0);
+
+    scenario.lab.a.kill_agent();
+    start_sending_directly(&scenario, 1);
+    let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+    assert_eq!(report.text("/transport/mode").as_deref(), Some("af-xdp direct"), "{:#}", report.0);
+    assert_eq!(report.count("/transport/lanes"), Some(1));
+    let ms = |pointer| report.get(pointer).and_then(Value::as_f64).unwrap();
+    assert!(0.0 < ms("/pinning") && ms("/pinning") < ms("/setup-time"), "{:#}", report.0);
+}
+
+#[test]
+fn encrypted_pages_are_staged() {
+    if skipped("encrypted_pages_are_staged", GuestKind::Bare) {
+        return;
+    }
+    let scenario = told_to_send_directly(Encryption::Required, 1);
+    let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
+    staged_because(&report, "pages are encrypted");
 }
 
 fn port(host: &Host) -> Value {

@@ -127,6 +127,22 @@ pub struct MigrationConfig {
     /// By what frames get on and off the NIC.
     #[serde(default)]
     pub transport: TransportChoice,
+    /// How pages of VMs that leave get into frames.
+    #[serde(default)]
+    pub sending: SendingChoice,
+}
+
+/// `sending` of `[migration]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SendingChoice {
+    /// Direct where that can be had and the driver reads the UMEM itself, else staged.
+    #[default]
+    Auto,
+    /// Pages are copied into the UMEM.
+    Staged,
+    /// The guest's RAM is part of the UMEM and pages are sent from where they lie; staged where that cannot be had.
+    Direct,
 }
 
 /// `transport` of `[migration]`.

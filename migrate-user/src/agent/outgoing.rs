@@ -1,5 +1,6 @@
 //! A VM leaves this host: QEMU, its memory and the page stream behind the source's state machine.
 
+mod direct;
 mod memory;
 mod stream;
 
@@ -36,6 +37,7 @@ use crate::{
     report::Recorder,
     vmm::{QemuSource, Qmp, QmpError, VmDefinition, VmFacts, inspect},
 };
+use direct::DirectSource;
 use memory::GuestMemory;
 use stream::OutgoingStream;
 
@@ -261,6 +263,8 @@ struct OutgoingHost {
     sent: Arc<AtomicPageSet>,
     hashes: Option<Arc<SentHashes>>,
     progress: Arc<AtomicU64>,
+    direct: DirectSource,
+    record: Recorder,
 }
 
 /// What frames leave by.
@@ -328,6 +332,8 @@ impl OutgoingHost {
             sent: Arc::clone(&memory.sent),
             hashes: memory.hashes().map(Arc::new),
             progress: Arc::clone(record.progress()),
+            direct: DirectSource::new(agent.config.migration.sending, memory),
+            record: record.clone(),
         }
     }
 
@@ -381,22 +387,24 @@ impl SourceHost for OutgoingHost {
         let single = !self.port.binding().multi_buffer || prepared.single_buffer;
         let to = Target { ip: prepared.ip, mac: prepared.mac.0, port: prepared.port };
         let mtu = self.nic.mtu.min(prepared.mtu);
-        let lanes = self.outlets.len();
+        let frames = FrameLayout::new(mtu, to.ip.is_ipv6(), single)
+            .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
+        if self.outlets.is_empty() {
+            return Err(MigrationError::Host("the page stream was opened twice".into()));
+        }
         let protection = self.protection(prepared)?;
+        self.take_direct(prepared, mtu, &frames);
+        let lanes = self.outlets.len();
         let key = FeedbackKey::agreed(self.secret.as_ref(), self.session.session)?;
         let packings = agree_packing(self.compression, &prepared.unpacks)
             .map_err(|error| MigrationError::Mismatch(error.to_string()))?;
         let mut senders = Vec::with_capacity(lanes);
-        let mut frames = None;
         for (lane, (outlet, feedback)) in self.outlets.drain(..).zip(self.feedback.drain(..)).enumerate() {
             let (sink, path) = outlet.towards(&self.nic, lane as u16, to)?;
-            let layout = FrameLayout::new(mtu, path.is_ipv6(), single)
-                .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
-            frames = Some(layout);
             let config = LaneConfig {
                 session: self.session.session,
                 lane: lane as u16,
-                frames: layout,
+                frames,
                 path,
                 protection: protection.clone(),
                 window: prepared.window,
@@ -405,7 +413,6 @@ impl SourceHost for OutgoingHost {
             };
             senders.push(LaneSender::new(config, sink, FeedbackSocket::new(feedback, key.clone())));
         }
-        let frames = frames.ok_or_else(|| MigrationError::Host("the page stream was opened twice".into()))?;
         Ok(OutgoingStream {
             lanes: senders,
             frames,

@@ -1,6 +1,9 @@
 //! The migration NIC as the agent owns it: a link, receive workers, the migrations that are received.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, Weak},
+};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -8,11 +11,11 @@ use tokio::sync::oneshot;
 use super::{
     AgentError,
     config::MigrationConfig,
-    link::{Link, Outlet, UdpLink, XdpLink, log_xdp},
+    link::{Link, NotDirect, Outlet, UdpLink, XdpLink, log_xdp},
     worker::{Command, Worker},
 };
 use crate::{
-    datapath::{FrameLayout, FrameSet, FrameSource, Inbound, QueueFigures},
+    datapath::{FrameLayout, FrameSet, FrameSource, Inbound, LaidOut, QueueFigures},
     migration::MigrationError,
     network::{AttachMode, DropCount, Nic, Transport},
     preflight::NicFacts,
@@ -245,6 +248,19 @@ impl Port {
     /// When another migration has it.
     pub(super) fn outlets(&self) -> Result<Vec<Outlet>, MigrationError> {
         self.link.outlets(&self.nic)
+    }
+
+    /// A queue of its own for a migration, that sends `pages` of a guest from where they lie in `files`.
+    ///
+    /// # Errors
+    /// [`NotDirect`].
+    pub(super) fn direct(
+        &self,
+        frames: &FrameLayout,
+        pages: LaidOut,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Outlet, NotDirect> {
+        self.link.direct(&self.nic, frames, pages, files)
     }
 
     /// How many lanes a migration from here has.

@@ -1,6 +1,10 @@
 //! The files that are a VM's RAM, to give their memory back when the VM is gone.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
 
 use crate::{
     memory::{self, MemoryError, RamFile},
@@ -46,6 +50,11 @@ impl RamFiles {
         };
         let open = |path: &PathBuf| Some((path.clone(), File::options().write(true).open(path).ok()?));
         Self(paths.iter().filter(free).filter_map(open).collect())
+    }
+
+    /// The files.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.iter().map(|(_, file)| file.as_fd()).collect()
     }
 
     /// Gives all their memory back. Only when nobody uses them any more.

@@ -14,6 +14,7 @@
 mod accounting;
 mod datagram;
 mod demux;
+mod direct;
 mod feedback;
 mod frame;
 mod layout;
@@ -34,6 +35,7 @@ mod window;
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
 pub use datagram::{Datagram, Pieces};
 pub use demux::Demux;
+pub use direct::{DirectSink, LaidOut, Stretch};
 pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackTx};
 pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};

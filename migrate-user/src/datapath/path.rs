@@ -71,11 +71,6 @@ impl FramePath {
         self.template.is_empty()
     }
 
-    /// Whether the network layer is IPv6.
-    pub fn is_ipv6(&self) -> bool {
-        self.ipv6
-    }
-
     /// Writes the headers for `payload` bytes to the front of `buffer`, which holds them.
     pub(super) fn write(&self, buffer: &mut [u8], payload: usize) {
         if self.is_empty() {

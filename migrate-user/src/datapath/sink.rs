@@ -1,6 +1,7 @@
 //! Where frames go.
 
-use crate::xsk::TxQueue;
+use super::direct::DirectSink;
+use crate::xsk::{ChainChunk, TxQueue, TxSlot};
 
 /// Takes frames one by one.
 pub trait FrameSink: Send {
@@ -17,6 +18,11 @@ pub trait FrameSink: Send {
     /// # Errors
     /// When the link is broken.
     fn flush(&mut self) -> std::io::Result<usize>;
+
+    /// The sink itself, where it takes pages from where they lie.
+    fn direct(&mut self) -> Option<&mut DirectSink> {
+        None
+    }
 }
 
 /// Frames a batch holds before the kernel is called: its own budget per call, `TX_BATCH_SIZE` of net/xdp/xsk.c.
@@ -43,6 +49,43 @@ impl XskSink {
         self.unkicked = 0;
         Ok(self.queue.kick()?)
     }
+
+    /// A frame of its slot's first `head` bytes, at most a chunk, and of whole chunks: `fill` gets the slot's bytes, and room for
+    /// the chunks' places in order, and returns `head`, 0 for none. `false` as with [`FrameSink::frame`].
+    pub(super) fn chain(
+        &mut self,
+        rest: &mut Vec<ChainChunk>,
+        fill: impl FnOnce(&mut [u8], &mut Vec<ChainChunk>) -> usize,
+    ) -> std::io::Result<bool> {
+        let Some(mut slot) = self.queue.slot() else { return Ok(false) };
+        rest.clear();
+        let head = fill(self.queue.bytes(&mut slot), rest);
+        if head == 0 {
+            self.queue.discard(slot);
+            return Ok(true);
+        }
+        self.send(slot, |queue, slot| queue.send_chain(slot, head, rest))?;
+        Ok(true)
+    }
+
+    fn send(
+        &mut self,
+        slot: TxSlot,
+        mut send: impl FnMut(&mut TxQueue, TxSlot) -> Result<(), TxSlot>,
+    ) -> std::io::Result<()> {
+        let mut unsent = send(&mut self.queue, slot);
+        // The ring holds the descriptors of every slot, so room comes as soon as the kernel runs.
+        while let Err(slot) = unsent {
+            self.kick()?;
+            std::thread::yield_now();
+            unsent = send(&mut self.queue, slot);
+        }
+        self.unkicked += 1;
+        if self.unkicked >= BATCH {
+            self.kick()?;
+        }
+        Ok(())
+    }
 }
 
 impl FrameSink for XskSink {
@@ -53,17 +96,7 @@ impl FrameSink for XskSink {
             self.queue.discard(slot);
             return Ok(true);
         }
-        let mut unsent = self.queue.send(slot, len);
-        // The ring holds the descriptors of every slot, so room comes as soon as the kernel runs.
-        while let Err(slot) = unsent {
-            self.kick()?;
-            std::thread::yield_now();
-            unsent = self.queue.send(slot, len);
-        }
-        self.unkicked += 1;
-        if self.unkicked >= BATCH {
-            self.kick()?;
-        }
+        self.send(slot, |queue, slot| queue.send(slot, len))?;
         Ok(true)
     }
 

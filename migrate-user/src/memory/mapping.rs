@@ -5,7 +5,7 @@ use std::{fs::File, os::unix::fs::MetadataExt, path::PathBuf, ptr::NonNull};
 use migrate_common::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::MemoryError;
+use super::{MemoryError, is_zero};
 
 /// What a mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,31 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
     }
 
+    /// Whether a page holds nothing but zeros, as far as anybody can tell while the guest writes. As for
+    /// [`read`](Self::read), the page must exist.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read).
+    pub fn is_zero(&self, page: u64) -> bool {
+        is_zero(self.looked_at(page))
+    }
+
+    /// Continues CRC32C `sum` over a page. While the guest writes the page, the sum may be of content that never was.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read).
+    pub fn checksum(&self, page: u64, sum: u32) -> u32 {
+        crc32c::crc32c_append(sum, self.looked_at(page))
+    }
+
+    /// A page's bytes, for functions whose result depends on them and nothing else: they may change between two looks.
+    fn looked_at(&self, page: u64) -> &[u8; PAGE_SIZE] {
+        let from = self.at(page, 0, PAGE_SIZE);
+        // SAFETY: in bounds, mapped as long as self. Other processes may write to it; this one does not while it reads
+        // (only receivers write, into a mapping of their own), and both users above take any bytes for any bytes.
+        unsafe { from.cast().as_ref() }
+    }
+
     /// Copies bytes in, from `offset` of a page on; they may reach into the pages behind it.
     ///
     /// # Panics
@@ -158,5 +183,24 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nothing borrows from it. Failure leaks it, no more.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.pages as usize * PAGE_SIZE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_page_is_looked_at_where_it_lies() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(2 * PAGE_SIZE as u64).unwrap();
+        file.write_all_at(b"x", 2 * PAGE_SIZE as u64 - 1).unwrap();
+        let mapping = Mapping::new(file, "test".into(), Access::Read).unwrap();
+        assert!(mapping.is_zero(0) && !mapping.is_zero(1));
+        let mut copy = [0; PAGE_SIZE];
+        mapping.read(1, 0, &mut copy);
+        assert_eq!(mapping.checksum(1, 7), crc32c::crc32c_append(7, &copy));
     }
 }

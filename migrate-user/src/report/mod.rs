@@ -67,7 +67,7 @@ pub enum Status {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Transport {
-    /// `af-xdp staged`: pages are copied into the UMEM. `udp`: the source sends by UDP sockets.
+    /// `af-xdp staged`: pages are copied into the UMEM. `af-xdp direct`: they are sent from where they lie. `udp`: the source sends by UDP sockets.
     pub mode: String,
     /// Why it is `udp` though AF_XDP was wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,6 +286,9 @@ pub struct Report {
     pub cleanup_time: f64,
     /// Until the first page was sent, ms.
     pub setup_time: f64,
+    /// The part of it in which the guest's RAM was pinned, to send from where it lies, ms.
+    #[serde(default)]
+    pub pinning: f64,
     /// Blackout, ms: vCPUs stopped at the source until the source knew that they run at the destination.
     pub downtime: f64,
     /// The same, split.

@@ -49,9 +49,10 @@ pub fn closing(report: &Report) -> String {
     }
     let _ = writeln!(
         out,
-        "  total       {:.0} ms, of which {:.0} ms set-up; {} rounds",
+        "  total       {:.0} ms, of which {:.0} ms set-up{}; {} rounds",
         report.total_time,
         report.setup_time,
+        if report.pinning > 0.0 { format!(" (pinning RAM {:.0})", report.pinning) } else { String::new() },
         report.rounds.len()
     );
     if report.downtime > 0.0 {

@@ -8,16 +8,18 @@
 //! them only through the rings. Sending owns its own part of the UMEM ([`TxQueue`]), receiving the rest
 //! ([`RxQueue`]), so the two halves of one socket can live on two threads without a lock.
 
+mod joined;
 mod ring;
 mod rx;
 mod socket;
 mod tx;
 mod umem;
 
+pub use joined::{FilePart, JoinedMemory};
 pub use ring::{Consumer, Producer, ring_pair};
 pub use rx::{Packet, RxQueue};
 pub use socket::{BindMode, Binding, Socket, SocketConfig, Statistics};
-pub use tx::{TxQueue, TxSlot};
+pub use tx::{ChainChunk, TxQueue, TxSlot};
 pub use umem::{AnonymousMemory, CHUNK_SIZE, Umem, UmemMemory};
 
 /// What went wrong with an AF_XDP socket.

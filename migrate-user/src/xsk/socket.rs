@@ -13,7 +13,7 @@ use rustix::{
         AddressFamily, SocketFlags, SocketType, sockopt,
         xdp::{
             SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
-            XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpOptionsFlags,
+            XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpMmapOffsets, XdpOptionsFlags,
             XdpRingOffset, XdpUmemReg, XdpUmemRegFlags,
         },
     },
@@ -75,7 +75,7 @@ pub struct SocketConfig {
     pub ifindex: u32,
     /// Queue of the interface.
     pub queue: u32,
-    /// Buffers for receiving, a power of two. Each holds up to 3840 bytes of a frame.
+    /// Buffers for receiving, a power of two. Each holds up to 3840 bytes of a frame. None for a socket that only sends.
     pub rx_chunks: u32,
     /// Frames that can wait to be sent.
     pub tx_slots: u32,
@@ -152,70 +152,40 @@ impl Socket {
         Err(last)
     }
 
+    /// Binds a socket that only sends, out of `umem`: its first `tx_slots * tx_slot_chunks` chunks are the slots, frames may take in
+    /// any other (see [`TxQueue::send_chain`]). The kernel pins all of it, which takes about 100 ms a GiB.
+    ///
+    /// # Errors
+    /// [`XskError::System`]; [`XskError::Config`] when `config` has buffers for receiving or `umem` is too small.
+    pub fn open_to_send(
+        config: &SocketConfig,
+        mode: BindMode,
+        umem: &Umem,
+    ) -> Result<(Self, TxQueue), XskError> {
+        if config.rx_chunks != 0 || umem.len() < config.tx_len() {
+            return Err(XskError::Config(format!(
+                "a UMEM of {} bytes for {} slots of {} chunks and {} buffers for receiving",
+                umem.len(),
+                config.tx_slots,
+                config.tx_slot_chunks,
+                config.rx_chunks
+            )));
+        }
+        let unbound = Unbound::new(config, umem)?;
+        let (_, tx) = unbound.sending(umem)?;
+        Ok((unbound.bind(mode)?, tx))
+    }
+
     fn open_as(config: &SocketConfig, mode: BindMode) -> Result<(Self, TxQueue, RxQueue), XskError> {
-        let failed = |operation: &'static str| {
-            let interface = config.interface.clone();
-            move |source| XskError::System { operation, interface, queue: config.queue, source }
-        };
-        let sizes = RingSizes::of(config)?;
-        let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
-            .map_err(failed("creation"))?;
-
-        let tx_chunks = config.tx_slots as usize * config.tx_slot_chunks as usize;
-        let umem = Umem::anonymous(config.rx_chunks as usize + tx_chunks)?;
-        let registration = XdpUmemReg {
-            addr: umem.start().addr().get() as u64,
-            len: umem.len() as u64,
-            chunk_size: CHUNK_SIZE as u32,
-            headroom: 0,
-            flags: XdpUmemRegFlags::empty(),
-            tx_metadata_len: 0,
-        };
-        sockopt::set_xdp_umem_reg(&fd, registration).map_err(failed("UMEM registration"))?;
-        sockopt::set_xdp_umem_fill_ring_size(&fd, sizes.fill).map_err(failed("fill ring"))?;
-        sockopt::set_xdp_umem_completion_ring_size(&fd, sizes.completion)
-            .map_err(failed("completion ring"))?;
-        sockopt::set_xdp_rx_ring_size(&fd, sizes.rx).map_err(failed("RX ring"))?;
-        sockopt::set_xdp_tx_ring_size(&fd, sizes.tx).map_err(failed("TX ring"))?;
-
-        let offsets = sockopt::xdp_mmap_offsets(&fd).map_err(failed("ring offsets"))?;
-        let map = failed("ring mapping");
-        let rings = (|| {
-            Ok((
-                map_ring::<u64>(&fd, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, sizes.fill)?,
-                map_ring::<u64>(&fd, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, sizes.completion)?,
-                map_ring::<XdpDesc>(&fd, XDP_PGOFF_RX_RING, &offsets.rx, sizes.rx)?,
-                map_ring::<XdpDesc>(&fd, XDP_PGOFF_TX_RING, &offsets.tx, sizes.tx)?,
-            ))
-        })();
-        let (fill, completion, rx, tx) = rings.map_err(map)?;
-
+        let umem = Umem::anonymous(config.rx_chunks as usize + config.tx_len() / CHUNK_SIZE)?;
+        let unbound = Unbound::new(config, &umem)?;
+        let (mut fill, tx) = unbound.sending(&umem)?;
         // Before bind: some zero-copy drivers look at the fill ring only once, when the queue starts.
-        let mut fill = Producer::new(fill);
         let filled = fill.stage((0..config.rx_chunks).map(|chunk| u64::from(chunk) * CHUNK_SIZE as u64));
         debug_assert!(filled, "the fill ring holds every chunk");
         fill.publish();
-
-        let address = SocketAddrXdp::new(mode.flags(), config.ifindex, config.queue);
-        rustix::net::bind(&fd, &address).map_err(failed("bind"))?;
-        let options = sockopt::xdp_options(&fd).map_err(failed("options"))?;
-        let binding = Binding {
-            multi_buffer: mode.multi_buffer(),
-            zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
-        };
-
-        let fd = Arc::new(fd);
-        let tx = TxQueue::new(
-            Producer::new(tx),
-            Consumer::new(completion),
-            umem.clone(),
-            u64::from(config.rx_chunks) * CHUNK_SIZE as u64,
-            config.tx_slots,
-            config.tx_slot_chunks,
-            Some(Arc::clone(&fd)),
-        );
-        let rx = RxQueue::new(Consumer::new(rx), fill, umem, Some(Arc::clone(&fd)));
-        Ok((Self { fd, config: config.clone(), binding }, tx, rx))
+        let rx = unbound.receiving(fill, umem)?;
+        Ok((unbound.bind(mode)?, tx, rx))
     }
 
     /// The descriptor, for the XDP program's socket map.
@@ -253,6 +223,93 @@ impl Socket {
     }
 }
 
+impl SocketConfig {
+    /// Memory for frames to be sent, bytes.
+    fn tx_len(&self) -> usize {
+        self.tx_slots as usize * self.tx_slot_chunks as usize * CHUNK_SIZE
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(Errno) -> XskError + use<> {
+        let (interface, queue) = (self.interface.clone(), self.queue);
+        move |source| XskError::System { operation, interface, queue, source }
+    }
+}
+
+/// A socket with its UMEM registered, on its way to a queue.
+struct Unbound<'a> {
+    config: &'a SocketConfig,
+    fd: Arc<OwnedFd>,
+    sizes: RingSizes,
+}
+
+impl<'a> Unbound<'a> {
+    fn new(config: &'a SocketConfig, umem: &Umem) -> Result<Self, XskError> {
+        let sizes = RingSizes::of(config)?;
+        let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+            .map_err(config.failed("creation"))?;
+        let registration = XdpUmemReg {
+            addr: umem.start().addr().get() as u64,
+            len: umem.len() as u64,
+            chunk_size: CHUNK_SIZE as u32,
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
+        };
+        sockopt::set_xdp_umem_reg(&fd, registration).map_err(config.failed("UMEM registration"))?;
+        Ok(Self { config, fd: Arc::new(fd), sizes })
+    }
+
+    fn offsets(&self) -> Result<XdpMmapOffsets, XskError> {
+        sockopt::xdp_mmap_offsets(&self.fd).map_err(self.config.failed("ring offsets"))
+    }
+
+    fn ring<T>(&self, at: u64, offsets: &XdpRingOffset, size: u32) -> Result<RingParts<T>, XskError> {
+        map_ring(&self.fd, at, offsets, size).map_err(self.config.failed("ring mapping"))
+    }
+
+    /// The fill ring, which the kernel wants in any case, and the sending half.
+    fn sending(&self, umem: &Umem) -> Result<(Producer<u64>, TxQueue), XskError> {
+        let Self { config, fd, sizes } = self;
+        sockopt::set_xdp_umem_fill_ring_size(fd, sizes.fill).map_err(config.failed("fill ring"))?;
+        sockopt::set_xdp_umem_completion_ring_size(fd, sizes.completion)
+            .map_err(config.failed("completion ring"))?;
+        sockopt::set_xdp_tx_ring_size(fd, sizes.tx).map_err(config.failed("TX ring"))?;
+        let offsets = self.offsets()?;
+        let fill = self.ring(XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, sizes.fill)?;
+        let completion = self.ring(XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, sizes.completion)?;
+        let tx = self.ring(XDP_PGOFF_TX_RING, &offsets.tx, sizes.tx)?;
+        let tx = TxQueue::new(
+            Producer::new(tx),
+            Consumer::new(completion),
+            umem.clone(),
+            u64::from(config.rx_chunks) * CHUNK_SIZE as u64,
+            config.tx_slots,
+            config.tx_slot_chunks,
+            Some(Arc::clone(fd)),
+        );
+        Ok((Producer::new(fill), tx))
+    }
+
+    fn receiving(&self, fill: Producer<u64>, umem: Umem) -> Result<RxQueue, XskError> {
+        let Self { config, fd, sizes } = self;
+        sockopt::set_xdp_rx_ring_size(fd, sizes.rx).map_err(config.failed("RX ring"))?;
+        let rx = self.ring(XDP_PGOFF_RX_RING, &self.offsets()?.rx, sizes.rx)?;
+        Ok(RxQueue::new(Consumer::new(rx), fill, umem, Some(Arc::clone(fd))))
+    }
+
+    fn bind(self, mode: BindMode) -> Result<Socket, XskError> {
+        let Self { config, fd, .. } = self;
+        let address = SocketAddrXdp::new(mode.flags(), config.ifindex, config.queue);
+        rustix::net::bind(&fd, &address).map_err(config.failed("bind"))?;
+        let options = sockopt::xdp_options(&fd).map_err(config.failed("options"))?;
+        let binding = Binding {
+            multi_buffer: mode.multi_buffer(),
+            zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
+        };
+        Ok(Socket { fd, config: config.clone(), binding })
+    }
+}
+
 struct RingSizes {
     fill: u32,
     completion: u32,
@@ -262,7 +319,11 @@ struct RingSizes {
 
 impl RingSizes {
     fn of(config: &SocketConfig) -> Result<Self, XskError> {
-        if !config.rx_chunks.is_power_of_two() || config.tx_slots == 0 || config.tx_slot_chunks == 0 {
+        let receives = config.rx_chunks > 0;
+        if receives && !config.rx_chunks.is_power_of_two()
+            || config.tx_slots == 0
+            || config.tx_slot_chunks == 0
+        {
             return Err(XskError::Config(format!(
                 "rx_chunks ({}) must be a power of two, tx_slots ({}) and tx_slot_chunks ({}) at least 1",
                 config.rx_chunks, config.tx_slots, config.tx_slot_chunks
@@ -270,7 +331,7 @@ impl RingSizes {
         }
         let tx = (config.tx_slots * config.tx_slot_chunks).next_power_of_two();
         // All chunks in flight fit every ring: neither filling nor completing can ever find one full.
-        Ok(Self { fill: config.rx_chunks, completion: tx, rx: config.rx_chunks, tx })
+        Ok(Self { fill: config.rx_chunks.max(1), completion: tx, rx: config.rx_chunks, tx })
     }
 }
 

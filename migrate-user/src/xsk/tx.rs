@@ -15,11 +15,28 @@ pub struct TxSlot {
     index: u32,
 }
 
+/// A whole chunk of the UMEM within a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainChunk {
+    /// One of the frame's slot, by its number in it.
+    OfSlot(u8),
+    /// One outside all slots, by its address in the UMEM, bytes.
+    At(u64),
+}
+
+fn descriptor(addr: u64, len: usize, last: bool) -> XdpDesc {
+    let options = if last { XdpDescOptions::empty() } else { XdpDescOptions::XDP_PKT_CONTD };
+    XdpDesc { addr, len: len as u32, options }
+}
+
 /// The sending half of a socket: TX ring, completion ring and its own part of the UMEM, cut into slots that
 /// hold one frame each.
 pub struct TxQueue {
     tx: Producer<XdpDesc>,
     completion: Consumer<u64>,
+    /// Before the UMEM, so that it is closed when that is unmapped. `None` when the other end of the rings is in this process
+    /// (tests).
+    socket: Option<Arc<OwnedFd>>,
     umem: Umem,
     /// Address of slot 0 in the UMEM, bytes.
     base: u64,
@@ -27,8 +44,6 @@ pub struct TxQueue {
     free: VecDeque<u32>,
     /// Per slot: chunks of it that the kernel still holds.
     outstanding: Vec<u8>,
-    /// `None` when the other end of the rings is in this process (tests).
-    socket: Option<Arc<OwnedFd>>,
 }
 
 impl TxQueue {
@@ -95,20 +110,45 @@ impl TxQueue {
         let base = self.address(slot.index);
         let descriptors = (0..chunks).map(|chunk| {
             let at = chunk * CHUNK_SIZE;
-            XdpDesc {
-                addr: base + at as u64,
-                len: (len - at).min(CHUNK_SIZE) as u32,
-                options: if chunk + 1 < chunks {
-                    XdpDescOptions::XDP_PKT_CONTD
-                } else {
-                    XdpDescOptions::empty()
-                },
+            descriptor(base + at as u64, (len - at).min(CHUNK_SIZE), chunk + 1 == chunks)
+        });
+        self.queue(slot, chunks as u8, descriptors)
+    }
+
+    /// Queues a frame that is the first `head` bytes of the slot, at most a chunk, and behind them the chunks of `rest`: all of
+    /// its descriptors or none.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_chain(&mut self, slot: TxSlot, head: usize, rest: &[ChainChunk]) -> Result<(), TxSlot> {
+        debug_assert!(0 < head && head <= CHUNK_SIZE && rest.len() < self.slot_chunks as usize);
+        let base = self.address(slot.index);
+        let own = rest.iter().filter(|chunk| matches!(chunk, ChainChunk::OfSlot(_))).count();
+        let descriptors = (0..rest.len() + 1).map(|at| {
+            let last = at == rest.len();
+            match at.checked_sub(1).map(|behind| rest[behind]) {
+                None => descriptor(base, head, last),
+                Some(ChainChunk::OfSlot(index)) => {
+                    descriptor(base + u64::from(index) * CHUNK_SIZE as u64, CHUNK_SIZE, last)
+                }
+                Some(ChainChunk::At(address)) => descriptor(address, CHUNK_SIZE, last),
             }
         });
+        self.queue(slot, own as u8 + 1, descriptors)
+    }
+
+    /// Queues descriptors of which `own` are of the slot's chunks. Only these are waited for before the slot is free again: the
+    /// others are nobody's to write to.
+    fn queue(
+        &mut self,
+        slot: TxSlot,
+        own: u8,
+        descriptors: impl ExactSizeIterator<Item = XdpDesc>,
+    ) -> Result<(), TxSlot> {
         if !self.tx.stage(descriptors) {
             return Err(slot);
         }
-        self.outstanding[slot.index as usize] = chunks as u8;
+        self.outstanding[slot.index as usize] = own;
         self.tx.publish();
         Ok(())
     }
@@ -196,6 +236,22 @@ mod tests {
             kernel_completion.publish();
         }
         assert_eq!(queue.free_slots(), 2);
+    }
+
+    #[test]
+    fn chain_takes_chunks_from_elsewhere_and_waits_for_its_own() {
+        let (mut queue, mut kernel_tx, mut kernel_completion) = queue(8, 1);
+        let slot = queue.slot().unwrap();
+        let elsewhere = 4096 * 100;
+        queue.send_chain(slot, 130, &[ChainChunk::At(elsewhere), ChainChunk::OfSlot(2)]).unwrap();
+        let chain: Vec<XdpDesc> = std::iter::from_fn(|| kernel_tx.take()).collect();
+        let seen: Vec<_> = chain.iter().map(|d| (d.addr, d.len, !d.options.is_empty())).collect();
+        assert_eq!(seen, [(4096 * 4, 130, true), (elsewhere, 4096, true), (4096 * 6, 4096, false)]);
+        for (address, free) in [(elsewhere, 0), (4096 * 4, 0), (4096 * 6, 1)] {
+            assert!(kernel_completion.stage([address].into_iter()));
+            kernel_completion.publish();
+            assert_eq!(queue.free_slots(), free);
+        }
     }
 
     #[test]

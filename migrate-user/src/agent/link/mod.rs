@@ -2,17 +2,22 @@
 //! are the same, so either may be at the other end.
 
 mod choice;
+mod direct;
 mod udp;
 mod xdp;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+};
 
 pub(super) use choice::open_port;
+pub(super) use direct::NotDirect;
 pub(super) use udp::UdpLink;
 pub(super) use xdp::{XdpLink, log_xdp};
 
 use crate::{
-    datapath::{FrameLayout, FramePath, FrameSink, UdpSink},
+    datapath::{DirectSink, FrameLayout, FramePath, FrameSink, LaidOut, UdpSink},
     migration::MigrationError,
     network::{AttachMode, DropCount, Nic, Transport},
     xsk::Binding,
@@ -130,6 +135,26 @@ impl Link {
             Self::Udp(link) => Ok((0..link.lanes()).map(|_| Outlet::Udp).collect()),
         }
     }
+
+    /// A queue of its own for a migration, that sends `pages` of a guest from where they lie in `files`.
+    ///
+    /// # Errors
+    /// [`NotDirect`].
+    pub fn direct(
+        &self,
+        nic: &Nic,
+        frames: &FrameLayout,
+        pages: LaidOut,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Outlet, NotDirect> {
+        match self {
+            Self::Xdp(link) => {
+                let sink = direct::open(nic, link.lanes() as u32, link.binding(), frames, pages, files)?;
+                Ok(Outlet::Direct(Box::new(sink)))
+            }
+            Self::Udp(_) => Err(NotDirect::Udp),
+        }
+    }
 }
 
 /// Where frames are to go.
@@ -147,6 +172,8 @@ pub(super) struct Target {
 pub(super) enum Outlet {
     /// A send queue.
     Xdp(Box<LeasedSink>),
+    /// A send queue with the guest's RAM in its UMEM.
+    Direct(Box<DirectSink>),
     /// A socket to be made.
     Udp,
 }
@@ -160,6 +187,7 @@ impl Outlet {
         let source_port = FIRST_SOURCE_PORT + lane;
         match self {
             Self::Xdp(sink) => Ok((LaneSink::Xdp(*sink), xdp::path(nic, source_port, to)?)),
+            Self::Direct(sink) => Ok((LaneSink::Direct(sink), xdp::path(nic, source_port, to)?)),
             Self::Udp => {
                 let address = SocketAddr::new(to.ip, to.port);
                 let sink = UdpSink::open(&nic.name, nic.address(), source_port, address)?;
@@ -173,6 +201,8 @@ impl Outlet {
 pub(super) enum LaneSink {
     /// A send queue, on loan.
     Xdp(LeasedSink),
+    /// A send queue of its own.
+    Direct(Box<DirectSink>),
     /// A socket.
     Udp(UdpSink),
 }
@@ -181,6 +211,7 @@ impl FrameSink for LaneSink {
     fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
         match self {
             Self::Xdp(sink) => sink.frame(fill),
+            Self::Direct(sink) => sink.frame(fill),
             Self::Udp(sink) => sink.frame(fill),
         }
     }
@@ -188,7 +219,15 @@ impl FrameSink for LaneSink {
     fn flush(&mut self) -> std::io::Result<usize> {
         match self {
             Self::Xdp(sink) => sink.flush(),
+            Self::Direct(sink) => sink.flush(),
             Self::Udp(sink) => sink.flush(),
+        }
+    }
+
+    fn direct(&mut self) -> Option<&mut DirectSink> {
+        match self {
+            Self::Direct(sink) => sink.direct(),
+            Self::Xdp(_) | Self::Udp(_) => None,
         }
     }
 }

@@ -22,8 +22,8 @@ pub(super) struct GuestMemory {
     pub(super) mappings: Arc<Vec<Mapping>>,
     pub(super) sent: Arc<AtomicPageSet>,
     files: Option<Vec<RamFile>>,
-    /// The same files, open for writing: to empty them when the VM has left.
-    emptied_later: RamFiles,
+    /// The same files, open for writing: to send out of them, and to empty them when the VM has left.
+    pub(super) writable: Arc<RamFiles>,
     tracker: Option<DirtyTracker>,
 }
 
@@ -47,14 +47,14 @@ impl GuestMemory {
                 )));
             }
         }
-        let emptied_later = RamFiles::open(&files)?;
+        let writable = Arc::new(RamFiles::open(&files)?);
         Ok(Self {
             pid,
             sent: Arc::new(AtomicPageSet::new(layout.pages())),
             layout: Arc::new(layout),
             mappings: Arc::new(mappings),
             files: Some(files),
-            emptied_later,
+            writable,
             tracker: None,
         })
     }
@@ -68,7 +68,7 @@ impl GuestMemory {
             layout: Arc::new(layout),
             mappings: Arc::default(),
             files: None,
-            emptied_later: RamFiles::default(),
+            writable: Arc::default(),
             tracker: None,
         }
     }
@@ -122,7 +122,7 @@ impl SourceMemory for GuestMemory {
     }
 
     fn discard(&mut self) -> Result<(), MemoryError> {
-        self.emptied_later.try_empty()
+        self.writable.try_empty()
     }
 
     fn release(&mut self) {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use agree::{Disagreement, Encryption, Offer, agree};
 pub use keys::{CODE_LEN, FeedbackKey, KeyError, PageKey, Secret};
 pub use open::{Opener, Unproved};
+pub(super) use seal::complete_apart;
 pub use seal::{NonceReused, Sealer};
 
 /// How pages may be encrypted. All three are AEADs with a nonce of 12 bytes and a tag of 16.

@@ -1,7 +1,7 @@
 //! The sending side: what completes a frame.
 
 use aws_lc_rs::aead::{Aad, Nonce};
-use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, HEADER_LEN, TAG_LEN};
+use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, TAG_LEN};
 
 use super::{PageKey, Protection};
 use crate::datapath::path::FramePath;
@@ -66,6 +66,27 @@ impl Sealer {
         }
         Ok(end)
     }
+}
+
+/// Completes the head of a frame whose payload lies elsewhere and stays as it is: `head` has room for `path`'s headers and the
+/// frame's, and the descriptors behind them; `payload` continues a CRC32C over the payload. So guarded by a checksum:
+/// a sealed frame's payload would have to be written. Returns the head's length, bytes.
+pub fn complete_apart(
+    head: &mut [u8],
+    path: &FramePath,
+    mut header: FrameHeader,
+    payload: impl FnOnce(u32) -> u32,
+) -> usize {
+    header.guard = Guard::Checksum;
+    header.checksum = 0;
+    let start = path.len();
+    let end = start + header.frame_len() - header.payload as usize;
+    path.write(head, header.frame_len());
+    let frame = &mut head[start..end];
+    frame[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+    let checksum = payload(crc32c::crc32c(frame));
+    frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+    end
 }
 
 fn seal(

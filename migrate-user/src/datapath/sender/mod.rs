@@ -1,6 +1,7 @@
 //! From guest pages to frames.
 
 mod cutting;
+mod direct;
 mod packed;
 mod round;
 mod spans;
@@ -149,7 +150,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             if let Some(codec) = self.packs.auto.codec() {
                 self.packed_pages(&mut round, &mut numbers, codec)?;
             } else if self.config.frames.frames_per_page == 1 {
-                self.whole_pages(&mut round, &mut numbers)?;
+                if !self.direct_pages(&mut round, &mut numbers)? {
+                    self.whole_pages(&mut round, &mut numbers)?;
+                }
             } else {
                 self.fragments(&mut round, &mut numbers)?;
             }
@@ -216,6 +219,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             fill(round, header, buffer);
             header.descriptors > 0
         })?;
+        self.sent(round, len)
+    }
+
+    /// Counts a frame of `len` bytes on the wire; none when that is 0.
+    fn sent(&mut self, round: &mut Round<'_>, len: usize) -> Result<(), SendError> {
         if len == 0 {
             return Ok(());
         }
@@ -238,18 +246,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         number: FrameNumber,
         fill: impl FnOnce(&mut FrameHeader, &mut [u8]) -> bool,
     ) -> Result<usize, SendError> {
-        let mut header = FrameHeader {
-            kind: number.kind,
-            descriptors: 0,
-            session: self.config.session,
-            epoch: number.epoch,
-            lane: self.config.lane,
-            sequence: number.sequence,
-            guard: Guard::Checksum,
-            packing: Packing::Plain,
-            payload: 0,
-            checksum: 0,
-        };
+        let mut header = self.header(number);
         let (path, sealer) = (&self.config.path, &mut self.sealer);
         let mut completed = Ok(0);
         let mut fill = Some(fill);
@@ -271,6 +268,21 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             0 => 0,
             len => len - self.config.path.len() + self.config.frames.prefix,
         })
+    }
+
+    fn header(&self, number: FrameNumber) -> FrameHeader {
+        FrameHeader {
+            kind: number.kind,
+            descriptors: 0,
+            session: self.config.session,
+            epoch: number.epoch,
+            lane: self.config.lane,
+            sequence: number.sequence,
+            guard: Guard::Checksum,
+            packing: Packing::Plain,
+            payload: 0,
+            checksum: 0,
+        }
     }
 
     fn pause(&mut self, pause: Duration) -> Result<(), SendError> {

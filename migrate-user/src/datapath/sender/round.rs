@@ -57,6 +57,8 @@ pub(super) struct Round<'a> {
     pub(super) stop: &'a AtomicBool,
     pub(super) progress: &'a AtomicU64,
     pub(super) zero_runs: Vec<(u64, u32)>,
+    /// Pages of the frame that is being made of pages where they lie.
+    pub(super) places: Vec<BackendPage>,
     /// Highest frame number that feedback told, plus one.
     pub(super) heard: u32,
     /// How long nothing was heard from the receiver while it was waited for.
@@ -74,6 +76,7 @@ impl<'a> Round<'a> {
             stop,
             progress,
             zero_runs: Vec::new(),
+            places: Vec::new(),
             heard: 0,
             silent: Duration::ZERO,
             told: Work::default(),
@@ -85,11 +88,17 @@ impl<'a> Round<'a> {
     pub(super) fn take_page(&mut self, number: u64, to: &mut [u8]) -> Option<BackendPage> {
         let place = self.pages.layout.locate(number);
         self.pages.mappings[usize::from(place.backend)].read(place.page, 0, to);
+        let zero = is_zero(to);
+        if let Some(hashes) = self.pages.hashes.filter(|_| !zero) {
+            hashes.note(number, to);
+        }
+        self.note(number, place, zero)
+    }
+
+    /// Notes what a page turned out to be: `None` when zero.
+    pub(super) fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> Option<BackendPage> {
         self.progress.fetch_add(1, Ordering::Relaxed);
-        if !is_zero(to) {
-            if let Some(hashes) = self.pages.hashes {
-                hashes.note(number, to);
-            }
+        if !zero {
             self.pages.sent.insert(number);
             self.result.data_pages += 1;
             return Some(place);

@@ -1,0 +1,111 @@
+//! Frames whose pages are not copied.
+
+use std::iter::Peekable;
+
+use migrate_common::{
+    PAGE_SIZE,
+    wire::{DESCRIPTOR_LEN, FrameKind, HEADER_LEN, PageDescriptor},
+};
+
+use super::{FrameNumber, LaneSender, SendError, check, round::Round};
+use crate::{
+    datapath::{FeedbackRx, FrameSink, Protection, direct::Chain, protection::complete_apart},
+    memory::{BackendPage, Mapping},
+};
+
+impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
+    /// One frame of as many whole pages as fit, taken from where they lie. `false`, and nothing is done, where the link cannot
+    /// do that, or where frames are sealed, which takes a copy.
+    pub(super) fn direct_pages(
+        &mut self,
+        round: &mut Round<'_>,
+        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    ) -> Result<bool, SendError> {
+        if !matches!(self.config.protection, Protection::Checksum) || self.sink.direct().is_none() {
+            return Ok(false);
+        }
+        self.wait_for_room(round)?;
+        let mut header = self.header(FrameNumber {
+            kind: FrameKind::Pages,
+            epoch: round.epoch,
+            sequence: round.result.frames,
+        });
+        let (path, frames) = (&self.config.path, &self.config.frames);
+        let mut places = std::mem::take(&mut round.places);
+        places.clear();
+        let mut len = 0;
+        loop {
+            let Some(sink) = self.sink.direct() else { return Ok(false) };
+            let queued = sink.frame_of_pages(|chain| {
+                let descriptors_at = path.len() + HEADER_LEN;
+                while places.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
+                    let Some(number) = numbers.next() else { break };
+                    let Some(place) = round.chain_page(number, chain) else { continue };
+                    let descriptor = PageDescriptor::Data {
+                        backend: place.backend,
+                        page: place.page,
+                        offset: 0,
+                        length: PAGE_SIZE as u16,
+                    };
+                    let at = descriptors_at + places.len() * DESCRIPTOR_LEN;
+                    chain.head[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+                    round.span(places.is_empty(), number);
+                    places.push(place);
+                }
+                if places.is_empty() {
+                    return 0;
+                }
+                header.descriptors = places.len() as u16;
+                header.payload = (places.len() * PAGE_SIZE) as u32;
+                len = frames.prefix + header.frame_len();
+                let (head, copies) = chain.parts();
+                complete_apart(head, path, header, |sum| checksum(round.pages.mappings, &places, copies, sum))
+            })?;
+            if queued {
+                break;
+            }
+            check(round.stop)?;
+            if self.sink.flush()? > 0 {
+                std::thread::yield_now();
+            }
+        }
+        round.places = places;
+        self.sent(round, len)?;
+        Ok(true)
+    }
+}
+
+impl Round<'_> {
+    /// Adds a page to a frame; `None` when it turns out to be zero, which is noted instead.
+    ///
+    /// A page that was sent before was written since, and is likely to be written again while it is on its way, so that its
+    /// frame's checksum would not hold and its neighbours had to be sent again too. So it is copied; and so is a page whose hash
+    /// is kept, which must be of the bytes that are sent.
+    fn chain_page(&mut self, number: u64, chain: &mut Chain<'_>) -> Option<BackendPage> {
+        let copied = self.pages.hashes.is_some() || self.pages.sent.contains(number);
+        let lies = chain.lies(number).filter(|_| !copied);
+        let Some(lies) = lies else {
+            let place = self.take_page(number, chain.copy())?;
+            chain.add_copy();
+            return Some(place);
+        };
+        let place = self.pages.layout.locate(number);
+        let zero = self.pages.mappings[usize::from(place.backend)].is_zero(place.page);
+        let place = self.note(number, place, zero)?;
+        chain.add(lies);
+        Some(place)
+    }
+}
+
+/// Continues CRC32C `sum` over pages, or the copies that are sent instead of them.
+fn checksum<'a>(
+    mappings: &[Mapping],
+    places: &[BackendPage],
+    copies: impl Iterator<Item = Option<&'a [u8]>>,
+    sum: u32,
+) -> u32 {
+    places.iter().zip(copies).fold(sum, |sum, (place, copy)| match copy {
+        Some(copy) => crc32c::crc32c_append(sum, copy),
+        None => mappings[usize::from(place.backend)].checksum(place.page, sum),
+    })
+}
