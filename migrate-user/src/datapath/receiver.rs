@@ -342,9 +342,9 @@ impl SessionReceiver {
         if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
             return count(&counters.malformed);
         }
-        let Some(placements) = self.placements(frame) else {
+        if !self.is_within(frame) {
             return count(&counters.malformed);
-        };
+        }
         let lane = usize::from(header.lane);
         if lane >= self.lanes.len() {
             self.lanes.resize_with(lane + 1, LaneProgress::default);
@@ -358,7 +358,7 @@ impl SessionReceiver {
             count(&counters.reordered);
         }
         let mut at = 0;
-        for placement in placements {
+        for placement in self.placements(frame).flatten() {
             match placement {
                 Placement::Data { page, offset, length } => {
                     let place = self.inbound.spec.layout.locate(page);
@@ -380,35 +380,36 @@ impl SessionReceiver {
         arrivals.received.fetch_add(1, Ordering::Release);
     }
 
-    /// All descriptors with their bounds checked, or `None`: a frame is placed whole or not at all.
-    fn placements(&self, frame: &Frame<'_>) -> Option<Vec<Placement>> {
-        let layout = &self.inbound.spec.layout;
-        let mut payload = 0;
-        let mut cleared = 0;
-        let mut placements = Vec::with_capacity(frame.descriptors().len());
-        for bytes in frame.descriptors() {
-            let placement = match PageDescriptor::parse(bytes).ok()? {
-                PageDescriptor::Data { backend, page, offset, length } => {
-                    payload += usize::from(length);
-                    debug_assert!(usize::from(length) <= PAGE_SIZE);
-                    let page = layout.number(BackendPage { backend, page })?;
-                    Placement::Data { page, offset: offset.into(), length: length.into() }
-                }
-                PageDescriptor::Zero { backend, page, pages } => {
-                    // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
-                    cleared += u64::from(pages);
-                    if cleared > layout.pages() {
-                        return None;
-                    }
-                    let last = page.checked_add(u64::from(pages) - 1)?;
-                    layout.number(BackendPage { backend, page: last })?;
-                    let page = layout.number(BackendPage { backend, page })?;
-                    Placement::Zero { page, pages }
-                }
-            };
-            placements.push(placement);
+    /// Whether all descriptors hold and agree with the header: a frame is placed whole or not at all.
+    fn is_within(&self, frame: &Frame<'_>) -> bool {
+        let (mut payload, mut cleared) = (0, 0);
+        for placement in self.placements(frame) {
+            match placement {
+                None => return false,
+                Some(Placement::Data { length, .. }) => payload += length,
+                // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
+                Some(Placement::Zero { pages, .. }) => cleared += u64::from(pages),
+            }
         }
-        (payload == frame.header.payload as usize).then_some(placements)
+        payload == frame.header.payload as usize && cleared <= self.inbound.spec.layout.pages()
+    }
+
+    /// What the descriptors say, in order; `None` for one that does not hold or leaves the guest.
+    fn placements(&self, frame: &Frame<'_>) -> impl Iterator<Item = Option<Placement>> {
+        let layout = &self.inbound.spec.layout;
+        frame.descriptors().iter().map(|bytes| match PageDescriptor::parse(bytes).ok()? {
+            PageDescriptor::Data { backend, page, offset, length } => {
+                debug_assert!(usize::from(length) <= PAGE_SIZE);
+                let page = layout.number(BackendPage { backend, page })?;
+                Some(Placement::Data { page, offset: offset.into(), length: length.into() })
+            }
+            PageDescriptor::Zero { backend, page, pages } => {
+                let last = page.checked_add(u64::from(pages) - 1)?;
+                layout.number(BackendPage { backend, page: last })?;
+                let page = layout.number(BackendPage { backend, page })?;
+                Some(Placement::Zero { page, pages })
+            }
+        })
     }
 
     /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.
