@@ -20,6 +20,7 @@
 
 pub mod accounts;
 pub mod agent;
+mod checksum;
 pub mod control;
 pub mod datapath;
 mod files;

@@ -178,7 +178,7 @@ fn start_sending_directly(scenario: &Scenario, queues: u32) {
 
 /// That pages were copied, and that the report says why.
 fn staged_because(report: &Report, reason: &str) {
-    assert_eq!(report.text("/transport/mode").as_deref(), Some("af-xdp staged"), "{:#}", report.0);
+    assert_eq!(report.text("/transport/mode"), Some("af-xdp staged"), "{:#}", report.0);
     let notes = report.get("/notes").unwrap().to_string();
     assert!(notes.contains("pages are staged and not sent directly") && notes.contains(reason), "{notes}");
 }
@@ -199,7 +199,7 @@ fn direct() {
     scenario.lab.a.kill_agent();
     start_sending_directly(&scenario, 1);
     let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
-    assert_eq!(report.text("/transport/mode").as_deref(), Some("af-xdp direct"), "{:#}", report.0);
+    assert_eq!(report.text("/transport/mode"), Some("af-xdp direct"), "{:#}", report.0);
     assert_eq!(report.count("/transport/lanes"), Some(1));
     let ms = |pointer| report.get(pointer).and_then(Value::as_f64).unwrap();
     assert!(0.0 < ms("/pinning") && ms("/pinning") < ms("/setup-time"), "{:#}", report.0);

@@ -344,7 +344,7 @@ impl SessionReceiver {
         if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
             return count(&counters.malformed);
         }
-        let Some((placements, len)) = self.placements(frame) else {
+        let Some(len) = self.placed_bytes(frame) else {
             return count(&counters.malformed);
         };
         // All of it, before anything is placed.
@@ -375,7 +375,7 @@ impl SessionReceiver {
             count(&counters.reordered);
         }
         let mut at = 0;
-        for placement in placements {
+        for placement in self.runs(frame) {
             let placed = match placement {
                 Placement::Data { page, offset, length } => {
                     let pieces = payload(at, length);
@@ -397,51 +397,63 @@ impl SessionReceiver {
         arrivals.received.fetch_add(1, Ordering::Release);
     }
 
-    /// All descriptors with their bounds checked, and the bytes that they place, or `None`: a frame is placed whole or not
-    /// at all.
-    fn placements(&self, frame: &Frame<'_>) -> Option<(Vec<Placement>, usize)> {
-        let layout = &self.inbound.spec.layout;
-        let mut payload = 0;
-        let mut cleared = 0;
-        let mut run = None;
-        let mut placements = Vec::with_capacity(frame.descriptors().len());
-        for bytes in frame.descriptors() {
-            let placement = match PageDescriptor::parse(bytes).ok()? {
-                PageDescriptor::Data { backend, page, offset, length } => {
-                    payload += usize::from(length);
-                    debug_assert!(usize::from(length) <= PAGE_SIZE);
-                    let at = BackendPage { backend, page };
-                    let number = layout.number(at)?;
-                    let whole = usize::from(length) == PAGE_SIZE;
-                    // Neighbours are placed at once.
-                    let follows = whole
-                        && run.is_some_and(|last: BackendPage| {
-                            (last.backend, last.page + 1) == (at.backend, at.page)
-                        });
-                    run = whole.then_some(at);
-                    if follows && let Some(Placement::Data { length, .. }) = placements.last_mut() {
-                        *length += PAGE_SIZE;
-                        continue;
-                    }
-                    Placement::Data { page: number, offset: offset.into(), length: length.into() }
-                }
-                PageDescriptor::Zero { backend, page, pages } => {
-                    run = None;
-                    // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
-                    cleared += u64::from(pages);
-                    if cleared > layout.pages() {
-                        return None;
-                    }
-                    let last = page.checked_add(u64::from(pages) - 1)?;
-                    layout.number(BackendPage { backend, page: last })?;
-                    let page = layout.number(BackendPage { backend, page })?;
-                    Placement::Zero { page, pages }
-                }
-            };
-            placements.push(placement);
+    /// The bytes that a frame's pages take, or `None` where a descriptor does not hold or disagrees with the header: a frame is
+    /// placed whole or not at all.
+    fn placed_bytes(&self, frame: &Frame<'_>) -> Option<usize> {
+        let (mut bytes, mut cleared) = (0, 0);
+        for placement in self.placements(frame) {
+            match placement? {
+                Placement::Data { length, .. } => bytes += length,
+                // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
+                Placement::Zero { pages, .. } => cleared += u64::from(pages),
+            }
         }
-        let fits = Codec::of(frame.header.packing).is_some() || payload == frame.header.payload as usize;
-        fits.then_some((placements, payload))
+        let packed = Codec::of(frame.header.packing).is_some();
+        let agrees = packed || bytes == frame.header.payload as usize;
+        (agrees && cleared <= self.inbound.spec.layout.pages()).then_some(bytes)
+    }
+
+    /// The placements of a frame whose descriptors hold, neighbouring pages as one.
+    fn runs(&self, frame: &Frame<'_>) -> impl Iterator<Item = Placement> {
+        let layout = &self.inbound.spec.layout;
+        let mut placements = self.placements(frame).flatten().peekable();
+        std::iter::from_fn(move || {
+            let placement = placements.next()?;
+            let Placement::Data { page, offset: 0, mut length } = placement else { return Some(placement) };
+            let follows = |next: &Placement, length: usize| match *next {
+                Placement::Data { page: number, offset, length: PAGE_SIZE } => {
+                    // Backends are numbered one behind the other, and are different files.
+                    offset == 0
+                        && number == page + (length / PAGE_SIZE) as u64
+                        && layout.locate(number).page > 0
+                }
+                _ => false,
+            };
+            while length.is_multiple_of(PAGE_SIZE)
+                && placements.next_if(|next| follows(next, length)).is_some()
+            {
+                length += PAGE_SIZE;
+            }
+            Some(Placement::Data { page, offset: 0, length })
+        })
+    }
+
+    /// What the descriptors say, in order; `None` for one that does not hold or leaves the guest.
+    fn placements(&self, frame: &Frame<'_>) -> impl Iterator<Item = Option<Placement>> {
+        let layout = &self.inbound.spec.layout;
+        frame.descriptors().iter().map(|bytes| match PageDescriptor::parse(bytes).ok()? {
+            PageDescriptor::Data { backend, page, offset, length } => {
+                debug_assert!(usize::from(length) <= PAGE_SIZE);
+                let page = layout.number(BackendPage { backend, page })?;
+                Some(Placement::Data { page, offset: offset.into(), length: length.into() })
+            }
+            PageDescriptor::Zero { backend, page, pages } => {
+                let last = page.checked_add(u64::from(pages) - 1)?;
+                layout.number(BackendPage { backend, page: last })?;
+                let page = layout.number(BackendPage { backend, page })?;
+                Some(Placement::Zero { page, pages })
+            }
+        })
     }
 
     /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.

@@ -1,6 +1,8 @@
 //! The whole page stream in memory: real sender, real receiver, a wire that drops, repeats, reorders and
 //! corrupts, and no kernel.
 
+mod direct;
+
 use std::{
     collections::VecDeque,
     sync::{

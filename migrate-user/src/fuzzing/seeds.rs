@@ -304,7 +304,7 @@ fn journals() -> Vec<(String, Vec<u8>)> {
     ];
     let mut file = vec![1];
     for json in records {
-        file.extend(format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes())).into_bytes());
+        file.extend(format!("{:08x} {json}\n", crate::checksum::crc32c(json.as_bytes())).into_bytes());
     }
     let torn = file[..file.len() - 20].to_vec();
     let plain = [b"\0", records.join("\n").as_bytes()].concat();

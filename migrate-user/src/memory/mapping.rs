@@ -6,6 +6,7 @@ use migrate_common::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::{MemoryError, is_zero};
+use crate::checksum::Crc32c;
 
 /// What a mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,12 +117,12 @@ impl Mapping {
         is_zero(self.looked_at(page))
     }
 
-    /// Continues CRC32C `sum` over a page. While the guest writes the page, the sum may be of content that never was.
+    /// Goes on with `sum` over a page. While the guest writes the page, the sum may be of content that never was.
     ///
     /// # Panics
     /// As [`read`](Self::read).
-    pub fn checksum(&self, page: u64, sum: u32) -> u32 {
-        crc32c::crc32c_append(sum, self.looked_at(page))
+    pub(crate) fn checksum(&self, page: u64, sum: &mut Crc32c) {
+        sum.update(self.looked_at(page));
     }
 
     /// A page's bytes, for functions whose result depends on them and nothing else: they may change between two looks.
@@ -201,6 +202,8 @@ mod tests {
         assert!(mapping.is_zero(0) && !mapping.is_zero(1));
         let mut copy = [0; PAGE_SIZE];
         mapping.read(1, 0, &mut copy);
-        assert_eq!(mapping.checksum(1, 7), crc32c::crc32c_append(7, &copy));
+        let mut sum = Crc32c::new();
+        mapping.checksum(1, &mut sum);
+        assert_eq!(sum.value(), crate::checksum::crc32c(&copy));
     }
 }

@@ -111,6 +111,13 @@ impl Umem {
         self.memory.region().0
     }
 
+    /// A copy of `len` bytes at `address`, as the kernel would take them.
+    #[cfg(test)]
+    pub(crate) fn copy(&self, address: u64, len: usize) -> Vec<u8> {
+        // SAFETY: the tests' kernel is on the thread of the queue, which lends nothing out meanwhile.
+        unsafe { self.bytes_mut(address, len) }.expect("within the UMEM").to_vec()
+    }
+
     /// Bytes at `address`, or `None` where they leave the UMEM.
     ///
     /// # Safety

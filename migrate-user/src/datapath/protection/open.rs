@@ -4,7 +4,10 @@ use aws_lc_rs::aead::{Aad, Nonce};
 use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, HEADER_LEN, TAG_LEN};
 
 use super::{Protection, seal::nonce};
-use crate::datapath::{datagram::Datagram, frame::Frame};
+use crate::{
+    checksum::Crc32c,
+    datapath::{datagram::Datagram, frame::Frame},
+};
 
 /// Why a frame is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,5 +84,8 @@ fn checksum(datagram: &Datagram<'_>, header: &FrameHeader) -> u32 {
     // What was parsed is written the same way again; the checksum's own field counts as zero.
     let mut head: [u8; HEADER_LEN] = header.to_bytes();
     head[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].fill(0);
-    datagram.behind_header(0, header.body_len()).fold(crc32c::crc32c(&head), crc32c::crc32c_append)
+    let mut sum = Crc32c::new();
+    sum.update(&head);
+    datagram.behind_header(0, header.body_len()).for_each(|piece| sum.update(piece));
+    sum.value()
 }

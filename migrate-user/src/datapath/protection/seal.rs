@@ -4,7 +4,10 @@ use aws_lc_rs::aead::{Aad, Nonce};
 use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, TAG_LEN};
 
 use super::{PageKey, Protection};
-use crate::datapath::path::FramePath;
+use crate::{
+    checksum::{Crc32c, crc32c},
+    datapath::path::FramePath,
+};
 
 /// Two frames of a lane with the same number, or in the wrong order. A nonce used twice would give the guest's memory away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +52,7 @@ impl Sealer {
         frame[..HEADER_LEN].copy_from_slice(&head);
         match &self.protection {
             Protection::Checksum => {
-                let checksum = crc32c::crc32c(frame);
+                let checksum = crc32c(frame);
                 frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
             }
             Protection::Sealed(key) => {
@@ -69,13 +72,13 @@ impl Sealer {
 }
 
 /// Completes the head of a frame whose payload lies elsewhere and stays as it is: `head` has room for `path`'s headers and the
-/// frame's, and the descriptors behind them; `payload` continues a CRC32C over the payload. So guarded by a checksum:
+/// frame's, and the descriptors behind them; `payload` goes on with a sum over the payload. So guarded by a checksum:
 /// a sealed frame's payload would have to be written. Returns the head's length, bytes.
 pub fn complete_apart(
     head: &mut [u8],
     path: &FramePath,
     mut header: FrameHeader,
-    payload: impl FnOnce(u32) -> u32,
+    payload: impl FnOnce(&mut Crc32c),
 ) -> usize {
     header.guard = Guard::Checksum;
     header.checksum = 0;
@@ -84,8 +87,10 @@ pub fn complete_apart(
     path.write(head, header.frame_len());
     let frame = &mut head[start..end];
     frame[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-    let checksum = payload(crc32c::crc32c(frame));
-    frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+    let mut sum = Crc32c::new();
+    sum.update(frame);
+    payload(&mut sum);
+    frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&sum.value().to_le_bytes());
     end
 }
 

@@ -9,6 +9,7 @@ use migrate_common::{
 
 use super::{FrameNumber, LaneSender, SendError, check, round::Round};
 use crate::{
+    checksum::Crc32c,
     datapath::{FeedbackRx, FrameSink, Protection, direct::Chain, protection::complete_apart},
     memory::{BackendPage, Mapping},
 };
@@ -97,15 +98,17 @@ impl Round<'_> {
     }
 }
 
-/// Continues CRC32C `sum` over pages, or the copies that are sent instead of them.
+/// Goes on with `sum` over pages, or the copies that are sent instead of them.
 fn checksum<'a>(
     mappings: &[Mapping],
     places: &[BackendPage],
     copies: impl Iterator<Item = Option<&'a [u8]>>,
-    sum: u32,
-) -> u32 {
-    places.iter().zip(copies).fold(sum, |sum, (place, copy)| match copy {
-        Some(copy) => crc32c::crc32c_append(sum, copy),
-        None => mappings[usize::from(place.backend)].checksum(place.page, sum),
-    })
+    sum: &mut Crc32c,
+) {
+    for (place, copy) in places.iter().zip(copies) {
+        match copy {
+            Some(copy) => sum.update(copy),
+            None => mappings[usize::from(place.backend)].checksum(place.page, sum),
+        }
+    }
 }

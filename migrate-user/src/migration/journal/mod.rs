@@ -349,7 +349,7 @@ impl Inner {
 fn line(record: &Record) -> Vec<u8> {
     // Plain enums of strings and numbers always have a JSON form.
     let json = serde_json::to_string(record).unwrap_or_default();
-    format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes())).into_bytes()
+    format!("{:08x} {json}\n", crate::checksum::crc32c(json.as_bytes())).into_bytes()
 }
 
 /// Reads a journal's bytes.
@@ -376,7 +376,7 @@ fn parse_line(line: &[u8]) -> Option<Record> {
     let (sum, json) = line.split_at_checked(8)?;
     let sum = u32::from_str_radix(std::str::from_utf8(sum).ok()?, 16).ok()?;
     let json = json.strip_prefix(b" ")?;
-    (crc32c::crc32c(json) == sum).then(|| serde_json::from_slice(json).ok()).flatten()
+    (crate::checksum::crc32c(json) == sum).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
 fn apply(sessions: &mut BTreeMap<u64, Entry>, next: &mut u64, record: Record) {
@@ -465,7 +465,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     } else {
         let mut bytes = Vec::new();
         for json in text.split(|&byte| byte == b'\n').filter(|json| !json.is_empty()) {
-            bytes.extend(format!("{:08x} ", crc32c::crc32c(json)).into_bytes());
+            bytes.extend(format!("{:08x} ", crate::checksum::crc32c(json)).into_bytes());
             bytes.extend(json);
             bytes.push(b'\n');
         }

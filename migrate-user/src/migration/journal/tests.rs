@@ -124,7 +124,7 @@ fn an_offer_of_an_older_version_counts_as_committed() {
     let (_dir, path, journal) = journal();
     drop(journal);
     let json = r#"{"record":"offered","session":5,"vm":"web","peer":"10.0.0.2:4790"}"#;
-    std::fs::write(&path, format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes()))).unwrap();
+    std::fs::write(&path, format!("{:08x} {json}\n", crate::checksum::crc32c(json.as_bytes()))).unwrap();
     assert!(Journal::open(&path).unwrap().state(5).committed, "it may have been sent");
 }
 
