@@ -3,6 +3,7 @@
 use anyhow::Result;
 use xferry::{
     agent::{CheckAnswer, MigrateRequest},
+    migration::TimeoutAction,
     preflight::{self, Outcome},
 };
 
@@ -42,6 +43,8 @@ async fn ask(client: &Client, arguments: &CheckArgs) -> Result<Outcome> {
         bandwidth_mib: None,
         downtime_limit_ms: None,
         timeout_s: None,
+        timeout_action: TimeoutAction::Cancel,
+        auto_converge: false,
         verify: None,
         keep_source: false,
     };

@@ -35,7 +35,7 @@ pub use demux::Demux;
 pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackTx};
 pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};
-pub use pacing::Pacer;
+pub use pacing::{Bandwidth, Pacer};
 pub use path::{Endpoint, FramePath};
 pub use protection::{
     Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,

@@ -15,7 +15,7 @@ use super::{
     accounting::LaneLosses,
     feedback::FeedbackRx,
     layout::FrameLayout,
-    pacing::Pacer,
+    pacing::{Bandwidth, Pacer},
     path::FramePath,
     protection::{NonceReused, Protection, Sealer},
     sink::FrameSink,
@@ -76,8 +76,8 @@ pub struct LaneConfig {
     pub protection: Protection,
     /// Frames the receiver has room for.
     pub window: u32,
-    /// Limit in bytes per second on the wire.
-    pub bandwidth: Option<u64>,
+    /// Limit on the wire.
+    pub bandwidth: Bandwidth,
 }
 
 /// The pages that one frame carried lie in `first..=last`.
@@ -179,7 +179,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// A lane over a link.
     pub fn new(config: LaneConfig, sink: S, feedback: F) -> Self {
         let window = Window::new(config.window);
-        let pacer = Pacer::new(config.bandwidth);
+        let pacer = Pacer::new(config.bandwidth.clone());
         let sealer = Sealer::new(config.protection.clone());
         Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, probes: 0 }
     }

@@ -186,7 +186,7 @@ impl Stream {
             path: FramePath::new(end(1), end(2), 50_000, PORT),
             protection: protection(seed),
             window: 32,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
         };
         let wire = Wire { receiver: Arc::clone(&receiver), faults, seed: seed | 1, held: None, lost: 0 };
         let sink = WireSink { wire, capacity: frames.frame_len };
@@ -309,7 +309,7 @@ fn frames_of_a_closed_epoch_are_never_placed() {
             path: FramePath::new(end(1), end(2), 1, PORT),
             protection: protection(1),
             window: 8,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
         };
         LaneSender::new(config, Capture(Arc::clone(&old)), Loop::default())
             .send_round(1, view, [0].into_iter(), &AtomicBool::new(false), &AtomicU64::new(0))

@@ -17,7 +17,9 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) use journal::fuzz as fuzz_journal;
 
-pub use convergence::{Decision, Policy, RoundFigures};
+pub use convergence::{
+    Convergence, Decision, Estimate, Judgement, Policy, Prediction, RoundFigures, Throttle, TimeoutAction,
+};
 pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Preparation, Unprepared};
 pub use handover::{
     Answer, Change, DestinationHandover, DestinationStep, Recorded, Resolution, Seen, SessionState,

@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::{
     agent::link::LaneSink,
-    datapath::{FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
+    datapath::{Bandwidth, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Pages, SendError},
     memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
     migration::{MigrationError, PageStream, RoundSent},
 };
@@ -18,6 +18,7 @@ pub(super) type Lane = LaneSender<LaneSink, FeedbackSocket>;
 pub(super) struct OutgoingStream {
     pub(super) lanes: Vec<Lane>,
     pub(super) frames: FrameLayout,
+    pub(super) bandwidth: Bandwidth,
     /// Set when nobody waits for the senders any more.
     pub(super) stop: Arc<AtomicBool>,
     pub(super) rounds: Vec<LaneRound>,
@@ -97,6 +98,7 @@ impl PageStream for OutgoingStream {
             zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
             wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
             stalls: self.rounds.iter().map(|round| round.stalls).collect(),
+            bandwidth_limit: self.bandwidth.limit(),
             transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
         })
     }
