@@ -242,11 +242,13 @@ mod tests {
         let mut estimate = Estimate::default();
         estimate.learn(&round(100_000, 409_600_000, 1000));
         let before = estimate.bandwidth_confidence();
+        estimate.learn(&round(100_000, 409_600_000, 2000));
+        assert!(estimate.bandwidth_confidence() < before);
         for _ in 0..3 {
             estimate.learn(&round(100_000, 409_600_000, 2000));
         }
-        assert!((1800.0..2001.0).contains(&milliseconds(&estimate, 100_000)));
-        assert!(estimate.bandwidth_confidence() < before);
+        assert!((1900.0..2001.0).contains(&milliseconds(&estimate, 100_000)));
+        assert!(estimate.bandwidth_confidence() > before, "it is steady again");
     }
 
     #[test]

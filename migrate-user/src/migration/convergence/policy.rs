@@ -14,6 +14,8 @@ const QUICK: Duration = Duration::from_micros(500);
 const HANDOVER: Duration = Duration::from_millis(8);
 /// From the moment that a throttle is lifted until the vCPUs have stopped, in which the guest writes as it likes.
 const STOPPING: Duration = Duration::from_millis(3);
+/// Smallest share of time that is believed when the rate of a throttled guest is scaled up to all of its time.
+const LEAST_SHARE: f64 = 0.1;
 /// A round that leaves more than this share of what the one before left has gained little.
 const STALLED: f64 = 0.7;
 /// What is left counts as the least there will be when it is no more than this multiple of the least that was.
@@ -129,8 +131,10 @@ impl Policy {
     /// Takes note of a round that ended `elapsed` after the migration had begun, and decides.
     pub fn after(&mut self, round: &RoundFigures, elapsed: Duration) -> Judgement {
         self.estimate.learn(round);
-        if self.throttle.is_none() && !round.duration.is_zero() {
-            let rate = round.dirtied as f64 / round.duration.as_secs_f64();
+        if !round.duration.is_zero() {
+            // A guest that writes the same pages again and again shows its rate only when it is slowed down.
+            let share = (f64::from(100 - self.throttle.percent()) / 100.0).max(LEAST_SHARE);
+            let rate = round.dirtied as f64 / round.duration.as_secs_f64() / share;
             self.free_dirty_rate = self.free_dirty_rate.max(rate);
         }
         let blackout = self.blackout(round);

@@ -42,9 +42,7 @@ pub(super) struct Group {
 impl Hierarchy {
     /// The one that can limit all of `threads`.
     pub fn of(pid: u32, threads: &[u32]) -> Result<Self, ThrottleError> {
-        let mounts = files::read_lossy("/proc/self/mounts", MAX_PROC)
-            .map_err(|error| ThrottleError::NoController(format!("/proc/self/mounts: {error}")))?;
-        let found = hierarchies(&mounts);
+        let found = mounted();
         let mut problems = Vec::new();
         for hierarchy in &found {
             match threads.iter().try_for_each(|&thread| hierarchy.serves(pid, thread)) {
@@ -53,7 +51,9 @@ impl Hierarchy {
             }
         }
         Err(ThrottleError::NoController(match problems.is_empty() {
-            true => "no cgroup file system is mounted with the cpu controller".into(),
+            true => "no cgroup file system with the cpu controller is mounted where the agent runs (`ip netns exec` hides them: mount \
+                     one on /sys/fs/cgroup there)"
+                .into(),
             false => problems.join("; "),
         }))
     }
@@ -98,13 +98,17 @@ impl Hierarchy {
 
 /// The groups of `threads` that somebody left behind.
 pub(super) fn leftovers(pid: u32, threads: &[u32]) -> Vec<Group> {
-    let mounts = files::read_lossy("/proc/self/mounts", MAX_PROC).unwrap_or_default();
-    let hierarchies = hierarchies(&mounts);
+    let hierarchies = mounted();
     let pairs =
         hierarchies.iter().flat_map(|hierarchy| threads.iter().map(move |&thread| (hierarchy, thread)));
     pairs
         .filter_map(|(hierarchy, thread)| Group::at(hierarchy.version, &hierarchy.own(pid, thread).ok()?))
         .collect()
+}
+
+/// What is mounted here.
+fn mounted() -> Vec<Hierarchy> {
+    hierarchies(&files::read_lossy("/proc/self/mounts", MAX_PROC).unwrap_or_default())
 }
 
 /// Hierarchies that may have the CPU controller, the preferred first: a controller is in one of them alone, which for version 2
