@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::{LabConfig, Side, wait_for};
@@ -54,6 +54,31 @@ fn wait_throttled(scenario: &Scenario) {
     })
     .unwrap();
     assert!(is_throttled(scenario, Side::A));
+}
+
+/// An earlier life's migration must have its end before the VM can be migrated again.
+fn wait_settled(scenario: &Scenario) {
+    for side in Side::BOTH {
+        wait_for("nothing unsettled and nothing arriving", LIMIT, || {
+            let status = status(scenario.lab.host(side))?;
+            let free = |list: &Value| list.as_array().is_some_and(Vec::is_empty);
+            Ok((free(&status["unsettled"]) && free(&status["arriving"])).then_some(()))
+        })
+        .unwrap();
+    }
+    scenario.lab.b.wait_vm_gone(LIMIT).unwrap();
+}
+
+/// The process that lifts a throttle when its agent dies.
+fn guard_of(agent: u32) -> Option<Pid> {
+    let children = std::fs::read_dir(format!("/proc/{agent}/task")).ok()?.flatten();
+    let children: Vec<String> =
+        children.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).collect();
+    let guard = children.iter().flat_map(|line| line.split_whitespace()).find(|pid| {
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split('\0').any(|word| word == "__lift-throttle")
+    })?;
+    Pid::from_raw(guard.parse().ok()?)
 }
 
 #[test]
@@ -114,5 +139,23 @@ fn throttle_is_lifted_whatever_ends_the_migration() {
     wait_free(&scenario, Side::A);
     a.kill_agent();
     a.start_agent().unwrap();
+    scenario.expect_running(Side::A).unwrap();
+    wait_settled(&scenario);
+
+    // Nor that: it is left to the agent's next life.
+    drop(scenario.begin(Side::A, &options).unwrap());
+    wait_throttled(&scenario);
+    let guard = guard_of(a.agent_pid().unwrap()).unwrap();
+    for signal in [Signal::STOP, Signal::KILL] {
+        // It must not have its moment between the two deaths.
+        if signal == Signal::KILL {
+            a.signal_agent(signal).unwrap();
+        }
+        kill_process(guard, signal).unwrap();
+    }
+    a.kill_agent();
+    assert!(is_throttled(&scenario, Side::A), "nobody is left to lift it");
+    a.start_agent().unwrap();
+    wait_free(&scenario, Side::A);
     scenario.expect_undisturbed(Side::A).unwrap();
 }

@@ -4,7 +4,7 @@
 
 mod render;
 
-pub use render::{closing, header, queue_line, round_line};
+pub use render::{closing, convergence, header, queue_line, round_line};
 
 use std::{
     sync::{

@@ -2,9 +2,8 @@
 
 /// First step, percent (QEMU's `cpu-throttle-initial`).
 const INITIAL: u8 = 20;
-/// What is left to the guest by each further step, of what it had. Equal ratios are what a guest feels as equal steps; from the
-/// first step to the last it takes nine rounds, where QEMU's fixed ten percent (`cpu-throttle-increment`) take nine too but
-/// halve what is left only with the last of them.
+/// What each further step leaves to the guest of what it had: equal ratios are what a guest feels as equal steps. The last is
+/// the ninth, as with QEMU's fixed ten percent (`cpu-throttle-increment`), of which the first do little and the last much.
 const LEFT_BY_STEP: f64 = 0.6;
 /// Most that is ever taken, percent (QEMU's `max-cpu-throttle`). The guest must go on, however slowly: timers, heartbeats
 /// and the vCPUs' answer to a stop depend on it.
