@@ -58,7 +58,7 @@ pub enum MigrationError {
     /// The guest writes faster than the network carries.
     #[error(
         "it does not converge: after {rounds} rounds {remaining_mib:.1} MiB are left, which takes {predicted_ms:.0} ms, more than the \
-         {limit_ms} ms allowed; raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
+         {limit_ms} ms allowed; allow --auto-converge, raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
     )]
     NotConverging {
         /// Rounds tried.

@@ -140,7 +140,9 @@ impl SourceVm for QemuSource {
     async fn throttle(&mut self, percent: u8) -> Result<&'static str, VmmError> {
         if self.throttle.is_none() {
             let threads = self.vcpu_threads().await?;
-            self.throttle = Some(VcpuThrottle::new(self.qmp.pid(), &threads)?);
+            // A thread that is moved waits for the kernel's grace periods.
+            let made = tokio::task::block_in_place(|| VcpuThrottle::new(self.qmp.pid(), &threads));
+            self.throttle = Some(made?);
         }
         let Some(throttle) = &mut self.throttle else { return Ok("none") };
         throttle.set(percent)?;
@@ -149,10 +151,10 @@ impl SourceVm for QemuSource {
 
     async fn unthrottle(&mut self) -> Result<(), VmmError> {
         if let Some(throttle) = self.throttle.take() {
-            return Ok(throttle.release()?);
+            return Ok(tokio::task::block_in_place(|| throttle.release())?);
         }
         let threads = self.vcpu_threads().await?;
-        if throttle::release_leftovers(self.qmp.pid(), &threads)? {
+        if tokio::task::block_in_place(|| throttle::release_leftovers(self.qmp.pid(), &threads))? {
             tracing::info!(vm = self.vm, "a throttle that was left behind is lifted");
         }
         Ok(())

@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::ThrottleError;
@@ -14,6 +15,9 @@ const SHORTEST_QUOTA: u64 = 1000;
 /// Period of a limit, µs, as long as the quota allows it. A vCPU rests for up to a period at a time, so the guest's clock ticks
 /// and its answers to others suffer least from a short one.
 const PERIOD: u64 = 10_000;
+/// Attempts to remove a group that is in use, and the rest between them.
+const REMOVALS: u32 = 20;
+const REST: Duration = Duration::from_millis(2);
 /// Name of a thread's group, before the thread's number.
 const PREFIX: &str = "xferry-throttle-";
 
@@ -236,16 +240,27 @@ impl Group {
         }
         // Freed at once, before the thread is moved. It need not have a limit yet.
         let lifted = self.limit(0);
+        for _ in 0..REMOVALS {
+            self.empty();
+            match fs::remove_dir(&directory) {
+                // Threads that one of its threads just began, or that have not quite ended.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(REST),
+                // Somebody else did it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(source) => return lifted.and(Err(failed("removing the cgroup", &directory, source))),
+                Ok(()) => return Ok(()),
+            }
+        }
+        lifted.and(Err(failed("removing the cgroup", &directory, io::ErrorKind::ResourceBusy.into())))
+    }
+
+    /// Puts all its threads back to where they were.
+    fn empty(&self) {
+        let directory = self.directory();
         let members = files::read_lossy(directory.join(self.threads()), MAX_PROC).unwrap_or_default();
         for thread in members.split_whitespace() {
             // One that has just ended is in no cgroup.
             let _ = write(&self.parent.join(self.threads()), thread);
-        }
-        match fs::remove_dir(&directory) {
-            // Somebody else did it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => lifted.and(Err(failed("removing the cgroup", &directory, source))),
-            Ok(()) => Ok(()),
         }
     }
 }
