@@ -8,7 +8,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    if let Some(code) = help_tracker() {
+    if let Some(code) = help_agent() {
         return code;
     }
     tracing_subscriber::fmt()
@@ -32,12 +32,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// When the agent has started this process to reach into a VMM: does that, and nothing else.
-fn help_tracker() -> Option<ExitCode> {
+/// When the agent has started this process for something that must not end with itself: does that, and nothing else.
+fn help_agent() -> Option<ExitCode> {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() != Some(xferry::memory::HELPER_ARGUMENT) {
-        return None;
+    match arguments.next()?.as_str() {
+        xferry::memory::HELPER_ARGUMENT => help_tracker(arguments),
+        xferry::vmm::GUARD_ARGUMENT => Some(xferry::vmm::guard(arguments)),
+        _ => None,
     }
+}
+
+/// Reaches into a VMM.
+fn help_tracker(mut arguments: impl Iterator<Item = String>) -> Option<ExitCode> {
     let pid = arguments.next().and_then(|pid| pid.parse().ok())?;
     let flags = arguments.next().and_then(|flags| flags.parse().ok())?;
     Some(match xferry::memory::help(pid, flags) {

@@ -1,13 +1,16 @@
 //! A running VM changes hosts: whatever the guest, the MTU and the load, nobody notices but the switch.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use xferry_lab::demo::{Guest, Migration, Watch};
 use xferry_lab::guest::GuestKind;
-use xferry_lab::lab::{Disk, LabConfig, Report, Side, VmConfig};
+use xferry_lab::lab::{Disk, Host, LabConfig, Output, Report, Side, VmConfig};
 use xferry_lab::probe::VmWatch;
-use xferry_lab::scenario::{Scenario, Workload, bare, linux, skipped};
+use xferry_lab::scenario::{Scenario, Workload, bare, linux, skipped, status};
+
+/// How long something may take that takes a moment.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Migrates there and back under the eyes of all probes. Returns the reports.
 fn there_and_back(guest: Guest, lab: LabConfig, vm: VmConfig, options: &[&str]) -> [Report; 2] {
@@ -182,6 +185,29 @@ fn bandwidth_is_kept_to() {
     let round = &report.rounds()[0];
     let rate = round.bytes as f64 / (1 << 20) as f64 / (round.duration_ms / 1000.0);
     assert!(rate <= LIMIT_MIB as f64 * 1.2, "{rate:.1} MiB/s in {round:?}");
+    limit_changes_while_it_is_kept_to(&scenario);
+}
+
+/// A first round of 64 MiB that would take a minute, let go in its middle.
+fn limit_changes_while_it_is_kept_to(scenario: &Scenario) {
+    let host = &scenario.lab.b;
+    let mut command = scenario.begin(Side::B, &["--bandwidth", "1"]).unwrap();
+    let id = status(host).unwrap()["leaving"][0]["id"].as_str().unwrap().to_owned();
+    let set = |host: &Host, id: &str| host.xferry(&["set", id, "--bandwidth", "0"], LIMIT).unwrap();
+    let refused = |output: Output, reason: &str| {
+        assert!(!output.status.success() && output.stderr.contains(reason), "{}", output.stderr);
+    };
+    refused(set(host, "host-b-4711"), "there is no migration");
+    refused(set(&scenario.lab.a, &id), "by the agent of host-b");
+    let output = set(host, &id);
+    assert!(output.status.success(), "{}", output.stderr);
+    assert!(command.wait(LIMIT).unwrap().success());
+    scenario.expect_moved(Side::B).unwrap();
+    refused(set(host, &id), "is over");
+    let report = host.report(Some(&id)).unwrap();
+    let round = &report.rounds()[0];
+    assert!(round.bytes as f64 > round.duration_ms / 1000.0 * f64::from(2 << 20), "{round:?}");
+    assert_eq!(report.count("/max-bandwidth"), Some(0));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{Agent, AgentError, CertificateStatus, SocketStatus, Unsettled, port:
 use crate::{
     control::VerifyMode,
     datapath::{Compression, Encryption},
-    migration::Resolution,
+    migration::{Resolution, TimeoutAction},
     preflight::{Finding, Outcome},
     report::Report,
 };
@@ -38,6 +38,12 @@ pub struct MigrateRequest {
     pub downtime_limit_ms: Option<u64>,
     /// Limit for everything before the handover, s.
     pub timeout_s: Option<u64>,
+    /// What to do when it is over.
+    #[serde(default)]
+    pub timeout_action: TimeoutAction,
+    /// Whether to throttle the guest when it does not converge.
+    #[serde(default)]
+    pub auto_converge: bool,
     /// Whether and how to prove that RAM is equal.
     pub verify: Option<VerifyMode>,
     /// Whether and how pages are packed.
@@ -49,6 +55,24 @@ pub struct MigrateRequest {
     /// Whether to go on in spite of findings that may be overridden.
     #[serde(default)]
     pub force: bool,
+}
+
+/// `POST /v1/migrations/ID/set`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SetRequest {
+    /// Limit on the wire from now on, MiB/s; 0 is none.
+    pub bandwidth_mib: u64,
+}
+
+/// Answer to `POST /v1/migrations/ID/set`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SetAnswer {
+    /// The migration.
+    pub id: String,
+    /// Its limit on the wire, MiB/s; 0 is none.
+    pub bandwidth_mib: u64,
 }
 
 /// `POST /v1/migrations/ID/resolve`.
@@ -141,7 +165,7 @@ impl IntoResponse for AgentError {
             Self::UnknownMigration(_) | Self::Definition(crate::vmm::DefinitionError::Unknown { .. }) => {
                 StatusCode::NOT_FOUND
             }
-            Self::AlreadyMigrating { .. } => StatusCode::CONFLICT,
+            Self::AlreadyMigrating { .. } | Self::Ended { .. } => StatusCode::CONFLICT,
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         (status, Json(ErrorAnswer { error: self.to_string() })).into_response()
@@ -156,6 +180,7 @@ pub(super) async fn serve(listener: UnixListener, agent: Arc<Agent>) -> std::io:
         .route("/v1/migrations", post(start))
         .route("/v1/migrations/{id}", get(progress))
         .route("/v1/migrations/{id}/cancel", post(cancel))
+        .route("/v1/migrations/{id}/set", post(set))
         .route("/v1/migrations/{id}/resolve", post(resolve))
         .route("/v1/cancel", post(cancel_only))
         .route("/v1/reports/latest", get(latest))
@@ -187,6 +212,15 @@ async fn cancel(
     UrlPath(id): UrlPath<String>,
 ) -> Result<Json<CancelAnswer>, AgentError> {
     Ok(Json(CancelAnswer { id: agent.cancel(Some(&id))? }))
+}
+
+async fn set(
+    State(agent): State<Arc<Agent>>,
+    UrlPath(id): UrlPath<String>,
+    Json(request): Json<SetRequest>,
+) -> Result<Json<SetAnswer>, AgentError> {
+    agent.set_bandwidth(&id, request.bandwidth_mib)?;
+    Ok(Json(SetAnswer { id, bandwidth_mib: request.bandwidth_mib }))
 }
 
 async fn resolve(

@@ -16,7 +16,8 @@ mod socket;
 mod worker;
 
 pub use api::{
-    CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, Started, StatusAnswer,
+    CancelAnswer, CheckAnswer, ErrorAnswer, MigrateRequest, Progress, ResolveRequest, SetAnswer, SetRequest,
+    Started, StatusAnswer,
 };
 pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer, TransportChoice};
 pub use port::{Port, PortStatus};
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 
 use crate::{
     control::{self, ControlError},
+    datapath::Bandwidth,
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
     preflight::{self, Check, Finding},
     privileges,
@@ -62,6 +64,7 @@ pub struct Agent {
 #[derive(Clone)]
 struct Active {
     record: Recorder,
+    bandwidth: Bandwidth,
     cancel: Arc<watch::Sender<bool>>,
 }
 
@@ -86,6 +89,14 @@ pub enum AgentError {
     /// There is no such migration.
     #[error("there is no migration {0:?} on this host; `xferry status` lists them")]
     UnknownMigration(String),
+    /// There was, and it is over.
+    #[error("migration {id} is over ({status:?}): nothing of it can be changed any more")]
+    Ended {
+        /// The migration.
+        id: String,
+        /// How it ended.
+        status: Status,
+    },
     /// The VM is already on its way.
     #[error("VM {vm} is already being migrated ({id}); `xferry cancel {id}` stops that")]
     AlreadyMigrating {
@@ -212,11 +223,13 @@ impl Agent {
         self.settlements.free(&request.vm)?;
         let id = self.history.next_id(&self.config.name);
         let (cancel, cancelled) = Cancel::pair();
+        let bandwidth = Bandwidth::new(request.bandwidth_mib.map(mib_per_second));
         let record = Recorder::new(Report {
             id: id.clone(),
             vm: request.vm.clone(),
             source: self.config.name.clone(),
             destination: request.to.clone(),
+            max_bandwidth: bandwidth.limit().unwrap_or(0),
             ..Report::default()
         });
         {
@@ -224,12 +237,14 @@ impl Agent {
             if let Some(error) = under_way(&active, &request.vm) {
                 return Err(error);
             }
-            active.insert(id.clone(), Active { record: record.clone(), cancel: Arc::new(cancel) });
+            let active_now =
+                Active { record: record.clone(), bandwidth: bandwidth.clone(), cancel: Arc::new(cancel) };
+            active.insert(id.clone(), active_now);
         }
         let agent = Arc::clone(self);
         let key = id.clone();
         tokio::spawn(async move {
-            outgoing::migrate(&agent, &definition, peer, request, record.clone(), cancelled).await;
+            outgoing::migrate(&agent, &definition, peer, request, record.clone(), bandwidth, cancelled).await;
             let report = record.snapshot();
             agent.history.store(&report);
             // What is still open goes on being settled, and keeps the VM from anything else.
@@ -297,6 +312,43 @@ impl Agent {
         Ok(id.clone())
     }
 
+    /// Limits a migration that is under way to `mib` MiB/s on the wire, or not at all with 0.
+    ///
+    /// # Errors
+    /// When there is none of this id from here, or not any more.
+    fn set_bandwidth(&self, id: &str, mib: u64) -> Result<(), AgentError> {
+        if let Some(active) = self.active().get(id) {
+            let limit = mib_per_second(mib);
+            active.bandwidth.set(Some(limit));
+            tracing::info!(id, mib, "limit on the wire changed");
+            active.record.update(|report| {
+                report.max_bandwidth = limit;
+                let phase = report.phase;
+                report.notes.push(match mib {
+                    0 => format!("limit on the wire taken away in round {} ({phase:?})", report.rounds.len()),
+                    _ => format!(
+                        "limit on the wire set to {mib} MiB/s in round {} ({phase:?})",
+                        report.rounds.len()
+                    ),
+                });
+            });
+            return Ok(());
+        }
+        if let Some(report) = self.history.read(id) {
+            return Err(AgentError::Ended { id: report.id, status: report.status });
+        }
+        // Ids begin with the host that a VM leaves.
+        match id.rsplit_once('-') {
+            Some((host, number)) if host != self.config.name && number.parse::<u64>().is_ok() => {
+                Err(AgentError::Host(format!(
+                    "migration {id} does not leave {}: its pace is set where it leaves, by the agent of {host}",
+                    self.config.name
+                )))
+            }
+            _ => Err(AgentError::UnknownMigration(id.to_owned())),
+        }
+    }
+
     fn progress(&self, id: &str) -> Result<Progress, AgentError> {
         if let Some(active) = self.active().get(id) {
             let mut report = active.record.snapshot();
@@ -325,6 +377,11 @@ impl Agent {
             recent: self.history.recent(10),
         }
     }
+}
+
+/// MiB/s in bytes per second. What nobody has a link for is no limit that overflows.
+const fn mib_per_second(mib: u64) -> u64 {
+    mib.saturating_mul(1 << 20)
 }
 
 /// That a VM is on its way from here already, if it is.

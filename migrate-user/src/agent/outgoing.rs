@@ -24,13 +24,13 @@ use super::{
 use crate::{
     control::{ControlError, Message, Prepare, Prepared},
     datapath::{
-        Cipher, Compression, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig, LaneSender,
-        Protection, Secret, SentHashes, agree_packing,
+        Bandwidth, Cipher, Compression, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig,
+        LaneSender, Protection, Secret, SentHashes, agree_packing,
     },
     memory::{AtomicPageSet, Mapping, RamLayout},
     migration::{
-        Cancel, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan, SourceRecord,
-        Verdict,
+        Cancel, Convergence, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan,
+        SourceRecord, Verdict,
     },
     network::{Nic, Transport},
     preflight::{self, Check, Finding, Outcome, SourceFacts},
@@ -60,9 +60,10 @@ pub(super) async fn migrate(
     peer: Peer,
     request: MigrateRequest,
     record: Recorder,
+    bandwidth: Bandwidth,
     cancel: Cancel,
 ) {
-    match depart(agent, definition, &peer, &request, &record).await {
+    match depart(agent, definition, &peer, &request, &record, bandwidth).await {
         Ok(mut departure) => {
             let Departure { vm, memory, host, plan, channel } = &mut departure;
             SourceMigration::new(vm, memory, host, channel, plan.clone(), record).run(cancel).await;
@@ -82,7 +83,7 @@ pub(super) async fn check(
     request: &MigrateRequest,
     record: &Recorder,
 ) -> Vec<Finding> {
-    match depart(agent, definition, &peer, request, record).await {
+    match depart(agent, definition, &peer, request, record, Bandwidth::default()).await {
         Ok(mut departure) => {
             departure.plan.prepare.check_only = true;
             let Departure { vm, memory, host, plan, channel } = &mut departure;
@@ -100,6 +101,7 @@ async fn depart(
     peer: &Peer,
     request: &MigrateRequest,
     record: &Recorder,
+    bandwidth: Bandwidth,
 ) -> Result<Departure, Vec<Finding>> {
     let limits = agent.config.limits;
     let connect = || agent.security.connect(peer, Some(agent.config.control.listen.ip()), limits);
@@ -163,6 +165,7 @@ async fn depart(
         report.ram.page_size = migrate_common::PAGE_SIZE as u64;
     });
     let mut host = OutgoingHost::new(agent, peer, session, request, &memory, record, queues);
+    host.bandwidth = bandwidth;
     let feedback_ports = host.feedback_ports().unwrap_or_else(|error| {
         findings.push(Finding::bad(Check::SendingNic, error.to_string(), ""));
         Vec::new()
@@ -220,8 +223,14 @@ async fn depart(
             secured: agent.security.finding(channel.peer()),
             can_send,
             quiesced,
-            downtime_limit: request.downtime_limit_ms.map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
-            timeout: request.timeout_s.map(Duration::from_secs),
+            convergence: Convergence {
+                downtime_limit: request
+                    .downtime_limit_ms
+                    .map_or(DEFAULT_DOWNTIME_LIMIT, Duration::from_millis),
+                timeout: request.timeout_s.map(Duration::from_secs),
+                timeout_action: request.timeout_action,
+                auto_converge: request.auto_converge,
+            },
             keep_source: request.keep_source,
             limits,
         },
@@ -254,7 +263,7 @@ struct OutgoingHost {
     session: Session,
     /// What only the destination and this host know.
     secret: Option<Secret>,
-    bandwidth: Option<u64>,
+    bandwidth: Bandwidth,
     compression: Compression,
     outlets: Vec<Outlet>,
     feedback: Vec<UdpSocket>,
@@ -323,7 +332,7 @@ impl OutgoingHost {
                 ram: memory.mappings.iter().map(|mapping| mapping.path().to_owned()).collect(),
             },
             secret: None,
-            bandwidth: request.bandwidth_mib.map(|mib| mib << 20),
+            bandwidth: Bandwidth::default(),
             compression: request.compression,
             outlets: queues.outlets,
             feedback: queues.feedback,
@@ -408,7 +417,7 @@ impl SourceHost for OutgoingHost {
                 path,
                 protection: protection.clone(),
                 window: prepared.window,
-                bandwidth: self.bandwidth.map(|total| total / lanes as u64),
+                bandwidth: self.bandwidth.shared_by(lanes),
                 packings: packings.clone(),
             };
             senders.push(LaneSender::new(config, sink, FeedbackSocket::new(feedback, key.clone())));
@@ -416,6 +425,7 @@ impl SourceHost for OutgoingHost {
         Ok(OutgoingStream {
             lanes: senders,
             frames,
+            bandwidth: self.bandwidth.clone(),
             stop: Arc::new(AtomicBool::new(false)),
             rounds: Vec::new(),
             layout: Arc::clone(&self.layout),

@@ -4,6 +4,7 @@ use anyhow::Result;
 use xferry::{
     agent::{CheckAnswer, MigrateRequest},
     datapath::Compression,
+    migration::TimeoutAction,
     preflight::{self, Outcome},
 };
 
@@ -43,6 +44,8 @@ async fn ask(client: &Client, arguments: &CheckArgs) -> Result<Outcome> {
         bandwidth_mib: None,
         downtime_limit_ms: None,
         timeout_s: None,
+        timeout_action: TimeoutAction::Cancel,
+        auto_converge: false,
         verify: None,
         compression: Compression::None,
         keep_source: false,

@@ -8,6 +8,7 @@ use xferry::{
     agent::{CancelAnswer, MigrateRequest, Progress, Started},
     control::VerifyMode,
     datapath::Compression,
+    migration::TimeoutAction,
     report::{self, Phase, Status},
 };
 
@@ -29,9 +30,16 @@ pub struct MigrateArgs {
     /// Longest blackout that the last round may be predicted to cause, ms [default: 300]
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
-    /// Give up when the handover is not reached within this time, s
+    /// When the handover is not reached within this time, s, do what --timeout-action says
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
+    /// What to do when the time is up: `cancel`, so that the VM stays; `switchover`: stop the VM after the round that is under
+    /// way and send the rest, however long that takes; `throttle` the guest from then on
+    #[arg(long, value_name = "WHAT", default_value = "cancel", requires = "timeout")]
+    timeout_action: TimeoutAction,
+    /// Throttle the guest's vCPUs when it writes faster than the link carries, gently first, at most by 99 %
+    #[arg(long)]
+    auto_converge: bool,
     /// Prove that all RAM is equal: `hash` without downtime, `full` by reading all RAM while the VM is stopped
     #[arg(long, value_name = "HOW", num_args = 0..=1, default_missing_value = "hash", require_equals = true)]
     verify: Option<VerifyMode>,
@@ -56,6 +64,8 @@ pub async fn run(client: &Client, arguments: MigrateArgs) -> Result<u8> {
         bandwidth_mib: arguments.bandwidth,
         downtime_limit_ms: arguments.downtime_limit,
         timeout_s: arguments.timeout,
+        timeout_action: arguments.timeout_action,
+        auto_converge: arguments.auto_converge,
         verify: arguments.verify,
         compression: arguments.compression,
         keep_source: arguments.keep_source,

@@ -6,6 +6,7 @@ mod load;
 mod migrate;
 mod pki;
 mod resolve;
+mod set;
 mod show;
 
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ enum Command {
         /// Id of the migration; not needed when there is only one
         id: Option<String>,
     },
+    /// Change a migration that is under way; at the host that the VM leaves
+    Set(set::SetArgs),
     /// Decide about a VM that the two hosts cannot settle, because one of them is gone for good
     Resolve(resolve::ResolveArgs),
     /// What a migration did
@@ -80,6 +83,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
         }
         Command::Pki(command) => pki::run(command),
         Command::Load(arguments) => load::run(&arguments),
+        Command::Set(arguments) => set::run(&client, arguments).await,
         Command::Resolve(arguments) => resolve::run(&client, arguments).await,
         Command::Migrate(arguments) => migrate::run(&client, arguments).await,
         Command::Check(arguments) => Ok(check::run(&client, arguments).await),

@@ -74,6 +74,7 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
             report.rounds.len(),
             report.total_time / 1e3
         );
+        println!("{}", report::convergence(&report));
     }
     for vm in status["arriving"].as_array().into_iter().flatten() {
         println!("  arriving  {}", text(vm));

@@ -39,7 +39,7 @@ pub use direct::{DirectSink, LaidOut, Stretch};
 pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackTx};
 pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};
-pub use pacing::Pacer;
+pub use pacing::{Bandwidth, Pacer};
 pub use packing::{Codec, Compression, NotUnpacked, Packer, Packings, Unpacker, agree as agree_packing};
 pub use path::{Endpoint, FramePath};
 pub use protection::{

@@ -198,7 +198,7 @@ impl Stream {
             path: FramePath::new(end(1), end(2), 50_000, PORT),
             protection: protection(seed),
             window: 32,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
             packings,
         };
         let faults = Arc::new(Mutex::new(faults));
@@ -430,7 +430,7 @@ fn frames_of_a_closed_epoch_are_never_placed() {
             path: FramePath::new(end(1), end(2), 1, PORT),
             protection: protection(1),
             window: 8,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
             packings: Packings::Never,
         };
         LaneSender::new(config, Capture(Arc::clone(&old)), Loop::default())

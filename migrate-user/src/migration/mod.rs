@@ -17,7 +17,9 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) use journal::fuzz as fuzz_journal;
 
-pub use convergence::{Decision, Policy, RoundFigures};
+pub use convergence::{
+    Convergence, Decision, Estimate, Judgement, Policy, Prediction, RoundFigures, Throttle, TimeoutAction,
+};
 pub use destination::{DestinationHost, DestinationMigration, DestinationRecord, Preparation, Unprepared};
 pub use handover::{
     Answer, Change, DestinationHandover, DestinationStep, Recorded, Resolution, Seen, SessionState,
@@ -56,7 +58,7 @@ pub enum MigrationError {
     /// The guest writes faster than the network carries.
     #[error(
         "it does not converge: after {rounds} rounds {remaining_mib:.1} MiB are left, which takes {predicted_ms:.0} ms, more than the \
-         {limit_ms} ms allowed; raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
+         {limit_ms} ms allowed; allow --auto-converge, raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
     )]
     NotConverging {
         /// Rounds tried.

@@ -1,6 +1,7 @@
 //! The host that the VM leaves.
 
 mod closing;
+mod pre_copy;
 
 use std::{
     future::Future,
@@ -8,19 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use migrate_common::PAGE_SIZE;
 use tokio::sync::watch;
 
-use super::{Decision, Limits, MigrationError, Policy, RoundFigures, SourceHandover, Verdict};
+use super::{Convergence, Limits, MigrationError, SourceHandover, TimeoutAction, Verdict};
 use crate::{
     control::{Channel, ControlError, Item, Message, PROTOCOL, Prepare, Prepared, VerifyMode},
     datapath::{Cipher, LaneLosses, Packed},
     memory::{Digest, MemoryError, PageSet},
     pki::Certified,
     preflight::{self, Check, Finding},
-    report::{Phase, Recorder, Round},
+    report::{Phase, Recorder},
     vmm::SourceVm,
 };
+
+use pre_copy::{Sent, Stuns};
 
 /// Probe frames of full size sent before the first page.
 const PROBES: u32 = 8;
@@ -66,6 +68,8 @@ pub struct RoundSent {
     pub stalls: Vec<u32>,
     /// How long frames and the word of them took there and back, at most of late.
     pub transit: Duration,
+    /// Limit of the wire at the round's end, bytes per second, when there is one.
+    pub bandwidth_limit: Option<u64>,
 }
 
 /// The sending end of the page stream.
@@ -149,12 +153,10 @@ pub struct SourcePlan {
     pub can_send: bool,
     /// Whether dirty scans need a stopped VM.
     pub quiesced: bool,
-    /// Longest blackout that the last round may be predicted to cause.
-    pub downtime_limit: Duration,
+    /// When to switch over, and what to do until then.
+    pub convergence: Convergence,
     /// Whether the stopped VM is kept here when it runs there, for debugging.
     pub keep_source: bool,
-    /// Limit for everything up to the commit.
-    pub timeout: Option<Duration>,
     /// Limits for each wait.
     pub limits: Limits,
 }
@@ -174,7 +176,10 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     stopped_at: Option<Instant>,
     /// When the VM was known to run at the destination, ms after the request.
     running_at: Option<f64>,
-    quiesced_now: bool,
+    begun: tokio::time::Instant,
+    /// Something may have to be given back to the vCPUs.
+    throttled: bool,
+    stuns: Stuns,
 }
 
 impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'a, V, M, H, C> {
@@ -200,20 +205,25 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             epoch: 0,
             stopped_at: None,
             running_at: None,
-            quiesced_now: false,
+            begun: tokio::time::Instant::now(),
+            throttled: false,
+            stuns: Stuns::default(),
         }
     }
 
     /// Runs it to its end. The report says how it ended; the VM runs on exactly one side, or, if the destination
     /// does not confirm, is paused here and [`Status::Unsettled`]. When something is left to do the journal says so.
     pub async fn run(mut self, mut cancel: Cancel) {
-        let timeout = self.plan.timeout;
+        // What else is done when the time is up is for the rounds.
+        let Convergence { timeout, timeout_action, .. } = self.plan.convergence;
+        let timeout = timeout.filter(|_| timeout_action == TimeoutAction::Cancel);
         let before_commit = tokio::select! {
             done = self.until_commit() => done,
             () = cancel.requested() => Err(MigrationError::Cancelled),
-            () = expired(timeout) => Err(MigrationError::Deadline(timeout.unwrap_or_default().as_secs())),
+            () = expired(timeout) => Err(self.deadline()),
         };
         let status = self.close(before_commit).await;
+        self.unthrottle().await;
         self.memory.release();
         self.record.update(|report| {
             report.status = status;
@@ -357,58 +367,6 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         Ok(())
     }
 
-    /// Rounds while the VM runs. Returns what is left to send.
-    async fn pre_copy(&mut self) -> Result<PageSet, MigrationError> {
-        self.enter(Phase::PreCopy);
-        let offered = self.host.record(SourceRecord::Offer).await;
-        self.handover.recorded(offered.is_ok());
-        offered?;
-        let mut policy = Policy::new(self.plan.downtime_limit);
-        let mut pages = self.memory.begin().await?;
-        let setup = self.record.elapsed_ms();
-        self.record.update(|report| report.setup_time = setup);
-        for number in 0.. {
-            let begun = Instant::now();
-            let pending = Arc::new(pages);
-            let (sent, mut again, lost_frames) = self.round(&pending, false).await?;
-            let written = self.scan().await?;
-            let duration = begun.elapsed();
-            self.record_round(number, &pending, &sent, duration, written.count(), lost_frames, false);
-            again.union_with(&written);
-            let figures = RoundFigures {
-                bytes: sent.data_pages * PAGE_SIZE as u64,
-                duration,
-                remaining: again.count() * PAGE_SIZE as u64,
-            };
-            match policy.after(figures) {
-                Decision::Continue => pages = again,
-                Decision::SwitchOver => return Ok(again),
-                Decision::GiveUp(predicted) => {
-                    return Err(MigrationError::NotConverging {
-                        rounds: number + 1,
-                        remaining_mib: figures.remaining as f64 / (1 << 20) as f64,
-                        predicted_ms: predicted.as_secs_f64() * 1e3,
-                        limit_ms: self.plan.downtime_limit.as_millis() as u64,
-                    });
-                }
-            }
-        }
-        unreachable!("the policy ends the rounds")
-    }
-
-    /// The pages written meanwhile; with the VM stopped for the moment of the scan where DMA could hide from it.
-    async fn scan(&mut self) -> Result<PageSet, MigrationError> {
-        if !self.plan.quiesced {
-            return Ok(self.memory.take_written().await?);
-        }
-        self.quiesced_now = true;
-        self.vm.pause().await?;
-        let written = self.memory.take_written().await;
-        self.vm.unpause().await?;
-        self.quiesced_now = false;
-        Ok(written?)
-    }
-
     /// Sends pages under a new epoch and learns which must be sent again.
     async fn round(
         &mut self,
@@ -431,40 +389,6 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             }
             other => Err(MigrationError::unexpected(other.name(), "which frames arrived")),
         }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the columns of a round's line")]
-    fn record_round(
-        &self,
-        number: u32,
-        pages: &PageSet,
-        sent: &RoundSent,
-        duration: Duration,
-        dirtied: u64,
-        lost: u64,
-        last: bool,
-    ) {
-        self.record.update(|report| {
-            report.ram.transferred += sent.wire_bytes;
-            report.ram.normal += sent.data_pages;
-            report.ram.normal_bytes += sent.data_pages * PAGE_SIZE as u64;
-            report.ram.duplicate += sent.zero_pages;
-            report.unchanged.looked_at += sent.looked_at;
-            report.unchanged.pages += sent.unchanged_pages;
-            report.compression.add(&sent.packed);
-            report.ram.dirty_sync_count += 1;
-            report.rounds.push(Round {
-                round: number,
-                pages: pages.count(),
-                bytes: sent.data_pages * PAGE_SIZE as u64,
-                looked_at: sent.looked_at,
-                unchanged_pages: sent.unchanged_pages,
-                duration_ms: duration.as_secs_f64() * 1e3,
-                dirtied_pages: dirtied,
-                lost_frames: lost,
-                last,
-            });
-        });
     }
 
     async fn stop(&mut self) -> Result<(), MigrationError> {
@@ -492,7 +416,17 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             let pending = Arc::new(pages);
             let (sent, again, lost) = self.round(&pending, true).await?;
             let number = self.record.snapshot().rounds.len() as u32;
-            self.record_round(number, &pending, &sent, round_begun.elapsed(), 0, lost, true);
+            let duration = round_begun.elapsed();
+            let round = Sent {
+                number,
+                pages: &pending,
+                sent: &sent,
+                duration,
+                dirtied: 0,
+                lost_frames: lost,
+                last: true,
+            };
+            self.record_round(&round, None);
             if again.is_empty() {
                 break;
             }
@@ -563,6 +497,10 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             Item::Message(Message::Abort { reason }) => Err(self.refused(reason)),
             other => Err(MigrationError::unexpected(other.name(), "nothing")),
         }
+    }
+
+    fn deadline(&self) -> MigrationError {
+        MigrationError::Deadline(self.plan.convergence.timeout.unwrap_or_default().as_secs())
     }
 
     fn refused(&self, reason: String) -> MigrationError {

@@ -48,6 +48,7 @@ enum Call {
     Accept,
     Destroy,
     Resume,
+    Throttle,
 }
 
 const CALLS: [Call; 18] = [
@@ -90,6 +91,8 @@ struct Fault {
     cut_off: bool,
     /// Every so many frames one is lost.
     lose_every: Option<usize>,
+    /// The guest writes without end, so much that only a throttle makes it converge.
+    flat_out: bool,
 }
 
 /// Two hosts and the VM.
@@ -106,6 +109,8 @@ struct World {
     dirty: PageSet,
     tracked: bool,
     writes_left: u32,
+    /// Percent of its time that the guest is denied, each value that it ever had.
+    throttles: Vec<u8>,
     items: usize,
     frames: usize,
     calls: Vec<Call>,
@@ -136,6 +141,7 @@ impl World {
             dirty: PageSet::new(PAGES as u64),
             tracked: false,
             writes_left: 40,
+            throttles: Vec::new(),
             items: 0,
             frames: 0,
             calls: Vec::new(),
@@ -157,6 +163,22 @@ impl World {
     fn check(&self) {
         assert!(!(self.source_runs && self.destination_runs), "two hosts run the VM");
         assert!(!self.destination_runs || self.destination_exists);
+    }
+
+    fn throttle(&self) -> u8 {
+        self.throttles.last().copied().unwrap_or(0)
+    }
+
+    /// The guest writes as much as it can in `time`: all pages in 100 ms when nothing holds it back.
+    fn guest_writes_for(&mut self, time: Duration) {
+        if self.source_runs && self.fault.flat_out {
+            let share = f64::from(100 - self.throttle()) / 100.0;
+            let pages = (PAGES as f64 * share * time.as_secs_f64() / 0.1) as usize;
+            for page in 0..pages.min(PAGES) {
+                self.source_memory[page] += 1;
+                self.dirty.insert(page as u64);
+            }
+        }
     }
 
     /// The guest writes, if it runs.
@@ -196,8 +218,19 @@ impl SourceVm for Source {
     async fn unpause(&mut self) -> Result<(), VmmError> {
         self.resume().await
     }
+    async fn throttle(&mut self, percent: u8) -> Result<&'static str, VmmError> {
+        let mut world = self.0.lock().unwrap();
+        // What failed half-way is half done.
+        world.throttles.push(percent);
+        if world.fails(Call::Throttle) { Err(failure("throttle")) } else { Ok("memory") }
+    }
+    async fn unthrottle(&mut self) -> Result<(), VmmError> {
+        self.0.lock().unwrap().throttles.push(0);
+        Ok(())
+    }
     async fn stop(&mut self) -> Result<Instant, VmmError> {
         let mut world = self.0.lock().unwrap();
+        assert_eq!(world.throttle(), 0, "vCPUs that rest would be waited for");
         world.guest_writes();
         world.source_runs = false;
         // It may have stopped and yet not have got where it should.
@@ -359,6 +392,12 @@ impl PageStream for Stream {
     }
     /// One page a frame.
     async fn send(&mut self, _: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+        if self.0.lock().unwrap().fault.flat_out {
+            // 640 pages a second, so that all of them take 100 ms.
+            let time = Duration::from_micros(1562) * pages.count() as u32;
+            tokio::time::sleep(time).await;
+            self.0.lock().unwrap().guest_writes_for(time);
+        }
         let mut world = self.0.lock().unwrap();
         if world.fails(Call::Send) {
             return Err(MigrationError::Send(crate::datapath::SendError::Silent));
@@ -585,9 +624,13 @@ fn plan(verify: Option<VerifyMode>, quiesced: bool) -> SourcePlan {
         secured: Finding::good(Check::ControlChannel, "in memory"),
         can_send: true,
         quiesced,
-        downtime_limit: Duration::from_millis(300),
+        convergence: Convergence {
+            downtime_limit: Duration::from_millis(300),
+            timeout: None,
+            timeout_action: TimeoutAction::Cancel,
+            auto_converge: false,
+        },
         keep_source: false,
-        timeout: None,
         limits: Limits::default(),
     }
 }
@@ -623,6 +666,7 @@ fn assert_sound(report: &Report, world: &Shared, fault: Fault) {
     let world = world.lock().unwrap();
     world.check();
     assert!(!world.tracked, "{fault:?}: tracking is taken back");
+    assert_eq!(world.throttle(), 0, "{fault:?}: the throttle is lifted");
     assert_eq!(
         world.source_journal.is_open(),
         report.status == Status::Unsettled || report.notes.iter().any(|note| note.contains("does not end")),
@@ -963,4 +1007,89 @@ async fn a_destination_that_refused_takes_no_page_and_no_commit() {
         assert!(matches!(error, MigrationError::Unexpected { .. }), "{error}");
         assert!(!world.lock().unwrap().destination_exists);
     }
+}
+
+/// A guest that writes flat out, and 50 ms in which 32 of its 64 pages can be sent.
+fn flat_out(convergence: Convergence) -> (Shared, SourcePlan) {
+    let world = World::new(Fault { flat_out: true, ..Fault::default() });
+    let convergence = Convergence { downtime_limit: Duration::from_millis(50), ..convergence };
+    (world, SourcePlan { convergence, ..plan(None, false) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_writes_flat_out_is_throttled_and_freed() {
+    let (world, plan) = flat_out(Convergence { auto_converge: true, ..plan(None, false).convergence });
+    let fault = world.lock().unwrap().fault;
+    let report = run(&world, plan).await;
+    assert_eq!(report.status, Status::Completed, "{:?}", report.error_desc);
+    assert_sound(&report, &world, fault);
+    assert_eq!(world.lock().unwrap().throttles[0], 20, "gently first");
+    assert_eq!((report.throttle.as_deref(), report.cpu_throttle_percentage), (Some("memory"), 0));
+    let estimates: Vec<_> = report.rounds.iter().filter_map(|round| round.estimate).collect();
+    assert!(estimates.last().unwrap().downtime_at_most <= 50.0, "{estimates:?}");
+    assert!(estimates.iter().any(|estimate| estimate.cpu_throttle_percentage >= 20));
+    assert!(report.expected_downtime.is_some() && report.prediction_error.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_while_it_is_throttled_frees_it() {
+    for nth in 3..9 {
+        for call in [Call::TakeWritten, Call::Send, Call::CloseRound, Call::Throttle] {
+            let (world, plan) =
+                flat_out(Convergence { auto_converge: true, ..plan(None, false).convergence });
+            let fault = Fault {
+                call: Some((call, nth - 3 * usize::from(call == Call::Throttle))),
+                flat_out: true,
+                ..Fault::default()
+            };
+            world.lock().unwrap().fault = fault;
+            let report = run(&world, plan).await;
+            assert_sound(&report, &world, fault);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_throttle_says_so_and_goes_on_without() {
+    let (world, plan) = flat_out(Convergence { auto_converge: true, ..plan(None, false).convergence });
+    let fault = Fault { call: Some((Call::Throttle, 0)), flat_out: true, ..Fault::default() };
+    world.lock().unwrap().fault = fault;
+    let report = run(&world, plan).await;
+    assert!(report.error_desc.as_ref().unwrap().contains("does not converge"), "{:?}", report.error_desc);
+    assert!(report.notes.iter().any(|note| note.contains("not throttled: ")), "{:?}", report.notes);
+    assert_eq!(world.lock().unwrap().throttles, [20, 0], "what was half done is undone, and not tried again");
+    assert_sound(&report, &world, fault);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_time_is_up_the_plan_says_what_happens() {
+    for (action, expected) in [
+        (TimeoutAction::Cancel, Status::Failed),
+        (TimeoutAction::Switchover, Status::Completed),
+        (TimeoutAction::Throttle, Status::Completed),
+    ] {
+        let timeout = Some(Duration::from_secs(2));
+        let (world, plan) =
+            flat_out(Convergence { timeout, timeout_action: action, ..plan(None, false).convergence });
+        let fault = world.lock().unwrap().fault;
+        let begun = tokio::time::Instant::now();
+        let report = run(&world, plan).await;
+        assert_eq!(report.status, expected, "{action:?}: {:?}", report.error_desc);
+        assert!(begun.elapsed() >= Duration::from_secs(2), "{action:?}");
+        assert_eq!(!world.lock().unwrap().throttles.is_empty(), action == TimeoutAction::Throttle);
+        if expected == Status::Failed {
+            assert!(report.error_desc.as_ref().unwrap().contains("--timeout"));
+        }
+        assert_sound(&report, &world, fault);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn scans_that_stop_the_vm_are_counted_and_bounded() {
+    let (report, world) = migrate(Fault::default(), None, true).await;
+    let pauses = world.lock().unwrap().calls.iter().filter(|&&call| call == Call::Pause).count() as u64;
+    assert_eq!(report.stuns.count, pauses);
+    assert!(pauses > 0 && report.stuns.longest <= report.stuns.total);
+    let live = migrate(Fault::default(), None, false).await.0;
+    assert_eq!(live.stuns.count, 0);
 }

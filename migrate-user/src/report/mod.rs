@@ -4,7 +4,7 @@
 
 mod render;
 
-pub use render::{closing, header, queue_line, round_line};
+pub use render::{closing, convergence, header, queue_line, round_line};
 
 use std::{
     sync::{
@@ -227,6 +227,52 @@ pub struct Round {
     pub lost_frames: u64,
     /// True when the VM was stopped.
     pub last: bool,
+    /// What was known after it; not with the VM stopped.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<RoundEstimate>,
+}
+
+/// What is known of link and guest after a round, and what was done about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RoundEstimate {
+    /// Bytes of page content per second that the link carries.
+    pub bandwidth: f64,
+    /// How much that is to be trusted, 0 to 1: 1 when rounds took what was predicted.
+    pub bandwidth_confidence: f64,
+    /// Pages per second that the guest writes.
+    pub dirty_pages_rate: f64,
+    /// How much that is to be trusted, 0 to 1: 1 when the guest writes steadily.
+    pub dirty_rate_confidence: f64,
+    /// The blackout if the VM were stopped now, ms.
+    pub expected_downtime: f64,
+    /// The same with the error of the estimates, ms; compared with the limit.
+    pub downtime_at_most: f64,
+    /// Share of its time that each vCPU was denied during this round, percent.
+    pub cpu_throttle_percentage: u8,
+    /// How long the VM was stopped for the scan, ms; 0 where it need not be.
+    pub stun: f64,
+}
+
+/// Stops of the VM for quiesced scans, while it was to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stuns {
+    /// How many.
+    pub count: u64,
+    /// Sum, ms.
+    pub total: f64,
+    /// The longest, ms.
+    pub longest: f64,
+}
+
+impl Stuns {
+    /// Adds one, ms.
+    pub fn add(&mut self, ms: f64) {
+        self.count += 1;
+        self.total += ms;
+        self.longest = self.longest.max(ms);
+    }
 }
 
 /// The blackout, part by part, ms. Their sum is `downtime`.
@@ -293,6 +339,24 @@ pub struct Report {
     pub downtime: f64,
     /// The same, split.
     pub downtime_phases: DowntimePhases,
+    /// The blackout as it was predicted when the VM was stopped, ms.
+    #[serde(default)]
+    pub expected_downtime: Option<f64>,
+    /// How much longer the blackout was than that, ms; less than 0 when it was shorter. `--verify=full` is left out.
+    #[serde(default)]
+    pub prediction_error: Option<f64>,
+    /// Share of its time that each vCPU is denied, percent.
+    #[serde(default)]
+    pub cpu_throttle_percentage: u8,
+    /// By what; `null` when the guest was never throttled.
+    #[serde(default)]
+    pub throttle: Option<String>,
+    /// Stops for quiesced scans.
+    #[serde(default)]
+    pub stuns: Stuns,
+    /// Limit on the wire, bytes per second; 0 is none.
+    #[serde(default)]
+    pub max_bandwidth: u64,
     /// Totals.
     pub ram: Ram,
     /// Pages that were not sent again.

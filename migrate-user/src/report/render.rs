@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Compression, LaneFigures, Report, Round, Status, Stream, Transport};
+use super::{Compression, LaneFigures, Report, Round, RoundEstimate, Status, Stream, Stuns, Transport};
 use crate::datapath::QueueFigures;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -10,8 +10,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Head of the table of rounds.
 pub fn header() -> String {
     format!(
-        "{:>5}  {:>10}  {:>9}  {:>9}  {:>12}  {:>6}",
-        "round", "MiB to send", "seconds", "MiB/s", "MiB dirtied", "lost"
+        "{:>5}  {:>10}  {:>9}  {:>9}  {:>12}  {:>6}  {:>11}  {:>8}",
+        "round", "MiB to send", "seconds", "MiB/s", "MiB dirtied", "lost", "ms if ended", "throttle"
     )
 }
 
@@ -22,11 +22,20 @@ pub fn round_line(round: &Round, page_size: u64) -> String {
     let rate = if seconds > 0.0 { round.bytes as f64 / MIB / seconds } else { 0.0 };
     let name = if round.last { "last".to_owned() } else { round.round.to_string() };
     let dirtied = if round.last { "stopped".to_owned() } else { format!("{:.2}", mib(round.dirtied_pages)) };
-    format!(
-        "{name:>5}  {:>11.2}  {seconds:>9.4}  {rate:>9.0}  {dirtied:>12}  {:>6}",
+    let (blackout, throttle) = match &round.estimate {
+        None => (String::new(), String::new()),
+        Some(RoundEstimate { expected_downtime, cpu_throttle_percentage, .. }) => {
+            let throttled = *cpu_throttle_percentage > 0;
+            let throttle = if throttled { format!("{cpu_throttle_percentage} %") } else { String::new() };
+            (format!("{expected_downtime:.1}"), throttle)
+        }
+    };
+    let line = format!(
+        "{name:>5}  {:>11.2}  {seconds:>9.4}  {rate:>9.0}  {dirtied:>12}  {:>6}  {blackout:>11}  {throttle:>8}",
         mib(round.pages),
         round.lost_frames
-    )
+    );
+    line.trim_end().to_owned()
 }
 
 /// What is said when it is over.
@@ -62,8 +71,15 @@ pub fn closing(report: &Report) -> String {
             "  blackout    {:.1} ms = stop {:.1} + last pages {:.1} + state {:.1} + load {:.1} + resume {:.1}",
             report.downtime, p.stop, p.last_pages, p.state, p.load, p.resume
         );
-        let _ = if p.verify > 0.0 { writeln!(out, " + verify {:.1}", p.verify) } else { writeln!(out) };
+        if p.verify > 0.0 {
+            let _ = write!(out, " + verify {:.1}", p.verify);
+        }
+        if let (Some(expected), Some(error)) = (report.expected_downtime, report.prediction_error) {
+            let _ = write!(out, "; {expected:.1} ms predicted ({error:+.1})");
+        }
+        let _ = writeln!(out);
     }
+    guest(&mut out, report);
     let _ = writeln!(
         out,
         "  memory      {:.0} MiB, {:.1} MiB on the wire, {} pages sent, {} zero",
@@ -118,6 +134,45 @@ fn compression(c: &Compression) -> String {
             c.compression_rate,
             c.busy_ms
         ),
+    }
+}
+
+/// How it goes for a migration that is under way: one line, indented.
+pub fn convergence(report: &Report) -> String {
+    let limit = match report.max_bandwidth {
+        0 => "no limit on the wire".to_owned(),
+        bytes => format!("at most {:.0} MiB/s on the wire", bytes as f64 / MIB),
+    };
+    let throttle = match report.cpu_throttle_percentage {
+        0 => String::new(),
+        percent => format!("; guest throttled by {percent} %"),
+    };
+    let Some(estimate) = report.rounds.iter().rev().find_map(|round| round.estimate) else {
+        return format!("            {limit}{throttle}");
+    };
+    format!(
+        "            {:.0} MiB/s (confidence {:.2}), the guest writes {:.0} pages/s ({:.2}), blackout if ended now {:.0} ms; {limit}{throttle}",
+        estimate.bandwidth / MIB,
+        estimate.bandwidth_confidence,
+        estimate.dirty_pages_rate,
+        estimate.dirty_rate_confidence,
+        estimate.expected_downtime
+    )
+}
+
+/// What the guest noticed while it ran.
+fn guest(out: &mut String, report: &Report) {
+    if let Some(mechanism) = &report.throttle {
+        let throttled = report.rounds.iter().filter_map(|round| round.estimate);
+        let most = throttled.map(|estimate| estimate.cpu_throttle_percentage).max().unwrap_or(0);
+        let most = most.max(report.cpu_throttle_percentage);
+        let now = if report.cpu_throttle_percentage > 0 { "still on" } else { "lifted" };
+        let _ = writeln!(out, "  throttle    up to {most} % of each vCPU's time, by {mechanism}; {now}");
+    }
+    let Stuns { count, total, longest } = report.stuns;
+    if count > 0 {
+        let _ =
+            writeln!(out, "  stuns       {count} for scans, {total:.1} ms in all, at most {longest:.1} ms");
     }
 }
 
@@ -198,7 +253,34 @@ mod tests {
             round_line(&round, 4096),
             "    0       512.00     0.5000       1024          5.00       0"
         );
-        assert_eq!(header().len(), round_line(&round, 4096).len() + 1 - 1);
+        let estimate = RoundEstimate {
+            expected_downtime: 9.25,
+            cpu_throttle_percentage: 52,
+            ..RoundEstimate::default()
+        };
+        let line = round_line(&Round { estimate: Some(estimate), ..round }, 4096);
+        assert!(line.ends_with("0          9.2      52 %"), "{line}");
+        assert_eq!(header().len(), line.len());
+    }
+
+    #[test]
+    fn what_the_guest_noticed_is_told() {
+        let mut report = Report::default();
+        assert!(!closing(&report).contains("throttle") && !closing(&report).contains("stuns"));
+        report.throttle = Some("cpu.max of cgroup v2".into());
+        let estimate = RoundEstimate { cpu_throttle_percentage: 71, ..RoundEstimate::default() };
+        report.rounds.push(Round { estimate: Some(estimate), ..Round::default() });
+        report.stuns.add(1.5);
+        report.stuns.add(2.5);
+        (report.downtime, report.expected_downtime, report.prediction_error) = (12.0, Some(10.0), Some(2.0));
+        let text = closing(&report);
+        for line in [
+            "throttle    up to 71 % of each vCPU's time, by cpu.max of cgroup v2; lifted",
+            "stuns       2 for scans, 4.0 ms in all, at most 2.5 ms",
+            "; 10.0 ms predicted (+2.0)\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod destination;
 mod inspect;
 mod qmp;
 mod source;
+mod throttle;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use qmp::fuzz as fuzz_qmp;
@@ -14,6 +15,7 @@ pub use destination::QemuDestination;
 pub use inspect::{CpuFacts, Disk, FeatureWord, MachineFacts, VmFacts, VmNic, inspect};
 pub use qmp::{Event, Qmp, QmpError};
 pub use source::QemuSource;
+pub use throttle::{GUARD_ARGUMENT, ThrottleError, guard};
 
 use std::{
     future::Future,
@@ -33,6 +35,9 @@ pub enum VmmError {
     /// Its memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Its vCPUs.
+    #[error("the vCPUs cannot be throttled: {0}")]
+    Throttle(#[from] ThrottleError),
     /// The VM cannot be migrated as it is.
     #[error("VM {vm} cannot be migrated: {reason}")]
     Unfit {
@@ -73,6 +78,11 @@ pub trait SourceVm: Send {
     fn pause(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
     /// Ends [`pause`](Self::pause).
     fn unpause(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
+    /// Takes `percent` (0 to 99) of its time from each vCPU, until told otherwise or until this agent ends, however it does. 0
+    /// lifts the limit at once, and leaves what is needed for another. Returns by what it is done.
+    fn throttle(&mut self, percent: u8) -> impl Future<Output = Result<&'static str, VmmError>> + Send;
+    /// Gives all of it back, also what an earlier life of this agent took, and leaves nothing. Safe to call at any time.
+    fn unthrottle(&mut self) -> impl Future<Output = Result<(), VmmError>> + Send;
     /// Stops the VM for good, with its I/O drained, and holds the device state back. Returns the instant at which
     /// the vCPUs stopped.
     fn stop(&mut self) -> impl Future<Output = Result<Instant, VmmError>> + Send;

@@ -9,7 +9,11 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::broadcast, task::JoinHandle};
 
-use super::{Event, Qmp, QmpError, SourceVm, VmmError, VmmLimits, qmp::within};
+use super::{
+    Event, Qmp, QmpError, SourceVm, VmmError, VmmLimits,
+    qmp::within,
+    throttle::{self, VcpuThrottle},
+};
 
 /// Name under which QEMU keeps the pipe that we hand over.
 const PIPE: &str = "xferry-state";
@@ -27,13 +31,14 @@ pub struct QemuSource {
     /// The command that lets the state flow. QEMU answers it only after the state has left it, so it must not be
     /// waited for before the state is read.
     released: Option<JoinHandle<Result<Value, QmpError>>>,
+    throttle: Option<VcpuThrottle>,
 }
 
 impl QemuSource {
     /// Takes the monitor of a running VM.
     pub fn new(vm: String, qmp: Qmp, limits: VmmLimits) -> Self {
         let events = qmp.subscribe();
-        Self { vm, qmp, limits, events, state: None, buffer: BytesMut::new(), released: None }
+        Self { vm, qmp, limits, events, state: None, buffer: BytesMut::new(), released: None, throttle: None }
     }
 
     /// The monitor.
@@ -70,6 +75,18 @@ impl QemuSource {
         let answer = self.qmp.execute("query-migrate", json!({})).await.unwrap_or_default();
         let reason = answer["error-desc"].as_str().unwrap_or("QEMU gives no reason");
         VmmError::State(format!("sending {status}: {reason}"))
+    }
+
+    /// Numbers of the vCPUs' threads.
+    async fn vcpu_threads(&self) -> Result<Vec<u32>, QmpError> {
+        let vcpus = self.qmp.execute("query-cpus-fast", json!({})).await?;
+        let threads = vcpus.as_array().into_iter().flatten();
+        let mut threads: Vec<u32> =
+            threads.filter_map(|vcpu| vcpu["thread-id"].as_u64()?.try_into().ok()).collect();
+        // Translated vCPUs may share one.
+        threads.sort_unstable();
+        threads.dedup();
+        Ok(threads)
     }
 
     async fn run_state(&self) -> Result<String, QmpError> {
@@ -117,6 +134,29 @@ impl SourceVm for QemuSource {
 
     async fn unpause(&mut self) -> Result<(), VmmError> {
         self.qmp.execute("cont", json!({})).await?;
+        Ok(())
+    }
+
+    async fn throttle(&mut self, percent: u8) -> Result<&'static str, VmmError> {
+        if self.throttle.is_none() {
+            let threads = self.vcpu_threads().await?;
+            // A thread that is moved waits for the kernel's grace periods.
+            let made = tokio::task::block_in_place(|| VcpuThrottle::new(self.qmp.pid(), &threads));
+            self.throttle = Some(made?);
+        }
+        let Some(throttle) = &mut self.throttle else { return Ok("none") };
+        throttle.set(percent)?;
+        Ok(throttle.mechanism())
+    }
+
+    async fn unthrottle(&mut self) -> Result<(), VmmError> {
+        if let Some(throttle) = self.throttle.take() {
+            return Ok(tokio::task::block_in_place(|| throttle.release())?);
+        }
+        let threads = self.vcpu_threads().await?;
+        if tokio::task::block_in_place(|| throttle::release_leftovers(self.qmp.pid(), &threads))? {
+            tracing::info!(vm = self.vm, "a throttle that was left behind is lifted");
+        }
         Ok(())
     }
 

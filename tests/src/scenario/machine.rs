@@ -35,10 +35,23 @@ impl Workload {
 /// # Errors
 /// If its image cannot be built.
 pub fn bare(workload: Workload) -> Result<VmConfig> {
+    bare_by(&workload.params())
+}
+
+/// The same, writing all of `mib` MiB as fast as it goes, with room for it.
+///
+/// # Errors
+/// If its image cannot be built.
+pub fn flat_out(mib: u64) -> Result<VmConfig> {
+    let params = GuestParams { mib, rate: Rate::Max, fill: Fill::Random, ip: None, disk_read: false };
+    Ok(VmConfig { memory_mib: mib + MEMORY_MIB / 2, ..bare_by(&params)? })
+}
+
+fn bare_by(params: &GuestParams) -> Result<VmConfig> {
     let image = GuestImage::prepare(GuestKind::Bare, &lab::cache_dir())?;
     // Where ring 0 is emulated instruction by instruction, SeaBIOS takes seconds to clear memory.
     let extra = ["-bios", "qboot.rom"].map(str::to_owned).to_vec();
-    Ok(VmConfig { extra, ..config(Accel::Kvm, &image, &workload.params(), None) })
+    Ok(VmConfig { extra, ..config(Accel::Kvm, &image, params, None) })
 }
 
 /// The Linux guest, translated, which works everywhere; it has a network, and with a `Direct` disk reads that as

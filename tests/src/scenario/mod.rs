@@ -3,6 +3,7 @@
 //! A test makes a [`Scenario`], disturbs it, and asks whether the VM noticed: either it runs where it was
 //! ([`Scenario::expect_undisturbed`]) or it has moved ([`Scenario::expect_moved`]), in one piece and once.
 
+mod cgroup;
 mod fake_peer;
 pub mod hostile;
 mod link;
@@ -17,10 +18,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+pub use cgroup::{throttled, with_cgroups};
 pub use fake_peer::{FakePeer, greet, hello};
 pub use hostile::GuestRam;
 pub use link::{bytes_sent, ip, link, mac};
-pub use machine::{MEMORY_MIB, Workload, bare, linux};
+pub use machine::{MEMORY_MIB, Workload, bare, flat_out, linux};
 pub use planted::Planted;
 pub use stranger::{Junk, Stranger};
 pub use tracking::tracked;

@@ -8,8 +8,8 @@ use std::sync::{
 use crate::{
     agent::link::LaneSink,
     datapath::{
-        Changed, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Packed, Pages, SendError,
-        SentHashes,
+        Bandwidth, Changed, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Packed, Pages,
+        SendError, SentHashes,
     },
     memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
     migration::{MigrationError, PageStream, RoundSent},
@@ -21,6 +21,7 @@ pub(super) type Lane = LaneSender<LaneSink, FeedbackSocket>;
 pub(super) struct OutgoingStream {
     pub(super) lanes: Vec<Lane>,
     pub(super) frames: FrameLayout,
+    pub(super) bandwidth: Bandwidth,
     /// Set when nobody waits for the senders any more.
     pub(super) stop: Arc<AtomicBool>,
     pub(super) rounds: Vec<LaneRound>,
@@ -101,6 +102,7 @@ impl PageStream for OutgoingStream {
             packed,
             wire_bytes: self.rounds.iter().map(|round| round.wire_bytes).sum(),
             stalls: self.rounds.iter().map(|round| round.stalls).collect(),
+            bandwidth_limit: self.bandwidth.limit(),
             transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
         })
     }

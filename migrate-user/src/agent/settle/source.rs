@@ -86,7 +86,10 @@ async fn let_run(agent: &Agent, settlement: &Settlement) -> Result<String, Migra
     let Some(qmp) = connect(agent, vm).await? else {
         return Ok("the VM stays here, but its QEMU has ended: start it".into());
     };
-    QemuSource::new(vm.clone(), qmp, agent.config.limits.vmm()).resume().await?;
+    let mut source = QemuSource::new(vm.clone(), qmp, agent.config.limits.vmm());
+    source.resume().await?;
+    // An agent that was killed together with its guard process can have left a throttle.
+    source.unthrottle().await?;
     Ok("the VM runs here".into())
 }
 

@@ -23,7 +23,7 @@ use self::{
 use super::{
     feedback::FeedbackRx,
     layout::FrameLayout,
-    pacing::Pacer,
+    pacing::{Bandwidth, Pacer},
     packing::Packings,
     path::FramePath,
     protection::{NonceReused, Protection, Sealer},
@@ -86,8 +86,8 @@ pub struct LaneConfig {
     pub protection: Protection,
     /// Frames the receiver has room for.
     pub window: u32,
-    /// Limit in bytes per second on the wire.
-    pub bandwidth: Option<u64>,
+    /// Limit on the wire.
+    pub bandwidth: Bandwidth,
     /// How its pages may be packed.
     pub packings: Packings,
 }
@@ -118,7 +118,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// A lane over a link.
     pub fn new(config: LaneConfig, sink: S, feedback: F) -> Self {
         let window = Window::new(config.window);
-        let pacer = Pacer::new(config.bandwidth);
+        let pacer = Pacer::new(config.bandwidth.clone());
         let sealer = Sealer::new(config.protection.clone());
         let packs = Packs::new(config.packings.clone(), config.frames.body_room());
         Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, packs, probes: 0 }

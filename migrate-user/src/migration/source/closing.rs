@@ -127,7 +127,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         }
     }
 
-    fn note(&self, note: String) {
+    pub(super) fn note(&self, note: String) {
         self.record.update(|report| report.notes.push(note));
     }
 
@@ -135,7 +135,12 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         self.running_at = Some(self.record.elapsed_ms());
         if let Some(stopped) = self.stopped_at {
             let downtime = stopped.elapsed().as_secs_f64() * 1e3;
-            self.record.update(|report| report.downtime = downtime);
+            self.record.update(|report| {
+                report.downtime = downtime;
+                // What was asked for on top of it is in no prediction.
+                let usual = downtime - report.downtime_phases.verify;
+                report.prediction_error = report.expected_downtime.map(|expected| usual - expected);
+            });
         }
     }
 
@@ -169,8 +174,9 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         tracing::info!(vm = self.plan.prepare.vm, why, "migration abandoned");
         // The VM first: nothing is more urgent than that it runs. One that was never stopped is not touched.
         let touched =
-            self.stopped_at.is_some() || self.record.snapshot().phase == Phase::Stop || self.quiesced_now;
+            self.stopped_at.is_some() || self.record.snapshot().phase == Phase::Stop || self.stuns.now;
         let resumed = if touched { self.vm.resume().await } else { Ok(()) };
+        self.unthrottle().await;
         self.memory.release();
         // Ends senders that nobody waits for any more.
         self.stream = None;
