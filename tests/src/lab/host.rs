@@ -139,14 +139,6 @@ impl Host {
         self.start_agent_by(&format!("{settings}\n{}", self.agent_config()?))
     }
 
-    /// The same with another `[migration] transport` than the lab's.
-    ///
-    /// # Errors
-    /// As [`Self::start_agent`].
-    pub fn start_agent_on(&self, transport: &'static str) -> Result<()> {
-        self.start_agent_by(&self.config_with(transport)?)
-    }
-
     /// The same by a configuration (TOML) of the caller's.
     ///
     /// # Errors
@@ -197,10 +189,14 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        self.config_with(self.transport)
+        self.agent_config_on(self.transport)
     }
 
-    fn config_with(&self, transport: &'static str) -> Result<String> {
+    /// The same with another `[migration] transport` than the lab's.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn agent_config_on(&self, transport: &'static str) -> Result<String> {
         let words = agent::Words {
             limits: &self.limits,
             insecure: self.insecure,
