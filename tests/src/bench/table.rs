@@ -68,8 +68,8 @@ fn write_series(text: &mut String, series: &Series) -> std::fmt::Result {
     };
     let mover = format!("{} ({})", series.mover, series.runs.len());
     if let Some(reason) = &series.failed {
-        // The rest of what it said is in the JSON.
-        let reason = reason.lines().next().unwrap_or_default();
+        // Before it stands what led there, and all of it in the JSON.
+        let reason = reason.lines().last().unwrap_or_default();
         return writeln!(text, "  {mover:<30} failed: {reason}");
     }
     let sides = format!("{:.2} + {:.2}", of(&|f| f.side_cpu_s[0]), of(&|f| f.side_cpu_s[1]));
@@ -101,7 +101,7 @@ mod tests {
             pages_per_second: Some(100_000),
             memory_mib: [1024, 900],
             runs: Vec::new(),
-            failed: Some("takes longer than 40 s\nand more".into()),
+            failed: Some("the end of a log:\ntakes longer than 40 s".into()),
         };
         let outcome = Outcome {
             case: "dirtying",

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::disk::{Filler, HoldableDisk};
@@ -388,10 +389,22 @@ impl Host {
     /// # Errors
     /// If they do not go.
     pub fn kill_vm(&self) -> Result<()> {
+        let mut killed = Vec::new();
         for pid in self.qemu_pids()? {
-            let pid = rustix::process::Pid::from_raw(pid).context("a process id of 0")?;
+            let pid = Pid::from_raw(pid).context("a process id of 0")?;
             // It may have ended by itself meanwhile.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&process, Signal::KILL);
+                killed.push(process);
+            }
+        }
+        // A dying one is no longer known for a QEMU, but has its tap and its memory until it is dead.
+        let deadline = Instant::now() + QEMU_LIMIT;
+        for process in &killed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left))
+                .context("waiting for QEMU's end")?;
         }
         self.wait_vm_gone(QEMU_LIMIT)
     }

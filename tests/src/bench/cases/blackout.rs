@@ -39,11 +39,12 @@ pub(super) fn run(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()
             bed.clear()?;
         }
         let blackouts = || series.runs.iter().map(blackout_of);
-        let (middle, late) = (median(blackouts()), percentile(blackouts(), 99.0));
-        let most = blackouts().fold(f64::NAN, f64::max);
+        let late = percentile(blackouts(), 99.0);
         println!(
-            "  {mover:<22} {} cutovers: median {middle:.1} ms, 99 % {late:.1} ms, most {most:.1} ms",
-            series.runs.len()
+            "  {mover:<22} {} cutovers: median {:.1} ms, 99 % {late:.1} ms, most {:.1} ms",
+            series.runs.len(),
+            median(blackouts()),
+            percentile(blackouts(), 100.0)
         );
         if own {
             ours_median = series.median(blackout_of).unwrap_or(f64::NAN);

@@ -9,30 +9,32 @@ use crate::bench::peers::{LIMIT, Mover, Xferry, xferry};
 use crate::bench::results::Outcome;
 use crate::bench::row::Row;
 use crate::bench::session::Session;
-use crate::guest::{Fill, GuestKind, Rate};
+use crate::guest::{GuestKind, Rate};
 
 /// The default of `--downtime-limit`, ms.
 const BLACKOUT_LIMIT: f64 = 300.0;
-/// RAM of the guests, and how much of it they write, MiB.
-const SIZE: [u64; 2] = [1024, 256];
+/// How much of their RAM the guests write, MiB.
+const AREA: u64 = 256;
 
 /// The option that this is about.
 const THROTTLED: Xferry =
     Xferry { name: "xferry, auto-converge", options: &["--auto-converge"], ..Xferry::DEFAULT };
 
-/// The guest of each case.
-pub(super) fn guest(kind: GuestKind, backing: Backing) -> Guest {
-    Guest { kind, memory: SIZE[0], area: SIZE[1], rate: Rate::Max, fill: Fill::Random, backing }
+/// A guest of the usual one's size.
+pub(super) fn guest(session: &Session<'_>, kind: GuestKind, backing: Backing) -> Guest {
+    Guest { kind, backing, area: AREA, rate: Rate::Max, ..session.usual_guest() }
 }
 
 /// Millions of pages a second.
 pub(super) fn native(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()> {
-    moves(session, outcome, guest(GuestKind::Bare, Backing::Tmpfs))
+    let guest = guest(session, GuestKind::Bare, Backing::Tmpfs);
+    moves(session, outcome, guest)
 }
 
 /// An operating system, with an instruction set that is translated.
 pub(super) fn linux(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()> {
-    moves(session, outcome, guest(GuestKind::Linux, Backing::Tmpfs))
+    let guest = guest(session, GuestKind::Linux, Backing::Tmpfs);
+    moves(session, outcome, guest)
 }
 
 /// Such a guest comes to an end, and in time.

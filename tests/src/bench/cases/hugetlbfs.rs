@@ -24,5 +24,6 @@ pub(super) fn run(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()
         let name = "huge pages: an agent's own memory, against 64 MiB + 24 B/page";
         outcome.rows.push(Row::within(name, "MiB", memory, agent_limit(&usual, 24)));
     }
-    flat_out::moves(session, outcome, flat_out::guest(GuestKind::Bare, Backing::Hugetlbfs))
+    let flat_out = flat_out::guest(session, GuestKind::Bare, Backing::Hugetlbfs);
+    flat_out::moves(session, outcome, flat_out)
 }

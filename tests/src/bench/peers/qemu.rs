@@ -66,9 +66,9 @@ impl Qemu {
             match answer["status"].as_str() {
                 Some("completed") => return told(&answer),
                 Some("failed" | "cancelled") => {
-                    bail!("{self}: {}", answer["error-desc"].as_str().unwrap_or("failed"))
+                    bail!("{}", answer["error-desc"].as_str().unwrap_or("it failed"))
                 }
-                _ if Instant::now() > deadline => bail!("{self} takes longer than {} s", LIMIT.as_secs()),
+                _ if Instant::now() > deadline => bail!("it takes longer than {} s", LIMIT.as_secs()),
                 _ => thread::sleep(POLL),
             }
         }

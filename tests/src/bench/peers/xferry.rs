@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 
 use super::LIMIT;
 use crate::bench::bed::Bed;
@@ -49,8 +49,12 @@ impl Xferry {
         let fixed = ["migrate", VM_NAME, "--to", source.other().name(), "--json", "--timeout", &timeout];
         let arguments: Vec<&str> = fixed.iter().chain(self.options).copied().collect();
         let output = bed.lab.host(source).xferry(&arguments, LIMIT * 2)?;
-        ensure!(output.status.success(), "{self}: {}{}", output.stdout, output.stderr);
-        Told::from_report(&Report::parse(&output.stdout)?)
+        let report = Report::parse(&output.stdout);
+        if !output.status.success() {
+            let reason = report.as_ref().ok().and_then(|report| report.text("/error-desc"));
+            bail!("{}", reason.unwrap_or(&output.stderr).trim());
+        }
+        Told::from_report(&report?)
     }
 }
 
