@@ -3,6 +3,7 @@
 mod blackout;
 mod ciphers;
 mod compression;
+mod cores;
 mod dirtying;
 mod flat_out;
 mod hugetlbfs;
@@ -90,6 +91,12 @@ pub(super) const ALL: &[Case] = &[
         about: "native guest that writes as fast as it can, throttled (--auto-converge)",
         when: When::Quick,
         run: flat_out::native,
+    },
+    Case {
+        name: "cores",
+        about: "what one core does in memory, as the last `cargo bench` found it",
+        when: When::Quick,
+        run: cores::run,
     },
     Case { name: "memcpy", about: "what one core copies", when: When::Quick, run: memcpy::run },
     Case {

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use migrate_common::wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, PageDescriptor};
+use migrate_common::PAGE_SIZE;
+use migrate_common::wire::{FrameHeader, FrameKind, HEADER_LEN, MAGIC, SESSION_OFFSET, VERSION};
 use rustix::event::{EventfdFlags, eventfd};
 use xferry::datapath::FrameLayout;
 use xferry::network::{Bouncer, Mac, Nic};
@@ -17,7 +18,7 @@ use xferry::xsk::{BindMode, CHUNK_SIZE, RxQueue, Socket, SocketConfig, TxQueue};
 
 use crate::bench::figures::MIB;
 use crate::bench::results::Rate;
-use crate::intruder::{End, Envelope, Form};
+use crate::intruder::{End, Envelope, Form, Stream};
 use crate::lab::plan::{MIGRATION_NIC, MIGRATION_PORT, PREFIX_LEN, Side};
 use crate::lab::{Lab, netns};
 use crate::scenario::{link, mac};
@@ -37,7 +38,6 @@ const TX_BYTES: usize = 4 << 20;
 /// Number of the pair's session; any would do.
 const SESSION: u64 = 0x5a5a;
 const SOURCE_PORT: u16 = 50_000;
-const PAGE: u16 = 4096;
 
 /// One end: the socket's halves, and what must live as long as they.
 struct Port {
@@ -66,7 +66,7 @@ pub(in crate::bench) fn measure(lab: &Lab) -> Result<Rate> {
     receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
     sent?;
     ensure!(arrived > 0, "no frame of the bare AF_XDP pair arrived");
-    let bytes = arrived as f64 * frame.pages as f64 * f64::from(PAGE);
+    let bytes = arrived as f64 * (frame.pages * PAGE_SIZE) as f64;
     Ok(Rate::new("bare AF_XDP pair", bytes / MIB / elapsed.as_secs_f64()))
 }
 
@@ -78,7 +78,7 @@ struct Whole {
 
 /// Least length that a frame of so many pages has: shorter ones do not count.
 fn frame_len_min(pages: usize) -> usize {
-    pages * usize::from(PAGE)
+    pages * PAGE_SIZE
 }
 
 /// A frame as full of pages as the network's MTU lets it be.
@@ -87,24 +87,13 @@ fn frame(lab: &Lab) -> Result<Whole> {
     let layout = FrameLayout::new(lab.config().mtu as usize, false, false)?;
     let pages = layout.pages_per_frame;
     ensure!(pages > 0, "an MTU of {} carries no whole page", lab.config().mtu);
-    let header = FrameHeader {
-        kind: FrameKind::Pages,
-        descriptors: pages as u16,
-        session: SESSION,
-        epoch: 0,
-        lane: 0,
-        sequence: 0,
-        guard: Guard::Checksum,
-        payload: pages as u32 * u32::from(PAGE),
-        checksum: 0,
-    };
-    let mut payload = header.to_bytes().to_vec();
-    for page in 0..pages as u64 {
-        let descriptor = PageDescriptor::Data { backend: 0, page, offset: 0, length: PAGE };
-        let bytes: [u8; DESCRIPTOR_LEN] = descriptor.to_bytes();
-        payload.extend(bytes);
-    }
-    payload.resize(payload.len() + pages * usize::from(PAGE), 0x5a);
+    let mut header = [0; HEADER_LEN];
+    header[..4].copy_from_slice(&MAGIC);
+    (header[4], header[5]) = (VERSION, FrameKind::Pages as u8);
+    header[SESSION_OFFSET..SESSION_OFFSET + 8].copy_from_slice(&SESSION.to_le_bytes());
+    let stream = Stream { header: FrameHeader::parse(&header)? };
+    let numbers: Vec<u64> = (0..pages as u64).collect();
+    let payload = stream.pages(&numbers, 0x5a, 0);
     let envelope =
         Envelope { from: ends[0], to: ends[1], ports: (SOURCE_PORT, MIGRATION_PORT), form: Form::Plain };
     Ok(Whole { bytes: envelope.wrap(&payload), pages })

@@ -1,6 +1,7 @@
 //! Who is measured: those that move VMs, and what else the link and the memory can do.
 
 pub(super) mod af_xdp;
+pub(super) mod criterion;
 pub(super) mod iperf;
 pub(super) mod memcpy;
 pub(super) mod qemu;

@@ -21,8 +21,11 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
 ];
-/// Room above the highest point, and on a logarithmic scale also below the lowest.
-const ROOM: f64 = 1.25;
+/// Room above the highest point, for the legend, by scale.
+const ROOM: f64 = 1.5;
+const LOGARITHMIC_ROOM: f64 = 12.0;
+/// Room beside the outermost points.
+const EDGE: f64 = 1.02;
 const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -46,11 +49,19 @@ fn ranges(lines: &[Line], scale: Scale) -> (Range<f64>, Range<f64>) {
     let points = || lines.iter().flat_map(|line| &line.points);
     let right = points().map(|point| point.0).fold(0.0, f64::max);
     let top = points().map(|point| point.1).fold(0.0, f64::max);
-    let bottom = match scale {
-        Scale::Linear => 0.0,
-        Scale::Logarithmic => points().map(|point| point.1).fold(f64::INFINITY, f64::min) / ROOM,
+    let up = match scale {
+        Scale::Linear => 0.0..top * ROOM,
+        Scale::Logarithmic => {
+            let bottom = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
+            bottom / EDGE..top * LOGARITHMIC_ROOM
+        }
     };
-    (0.0..right * 1.02, bottom..top * ROOM)
+    (0.0..right * EDGE, up)
+}
+
+/// A number as short as it can be, without what floating point adds.
+fn short(value: f64) -> String {
+    ((value * 1e3).round() / 1e3).to_string()
 }
 
 fn draw_on<Y>(area: &Area<'_>, plot: &Plot, across: Range<f64>, up: Y) -> Result<()>
@@ -70,6 +81,8 @@ where
         .configure_mesh()
         .x_desc(plot.across)
         .y_desc(plot.up)
+        .x_label_formatter(&|value| short(*value))
+        .y_label_formatter(&|value| short(*value))
         .light_line_style(TRANSPARENT)
         .label_style((FONT, 12))
         .axis_desc_style((FONT, 13))
@@ -116,6 +129,11 @@ mod tests {
             }
         }
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([short(1000.0), short(0.1 + 0.2), short(2.5)], ["1000", "0.3", "2.5"]);
     }
 
     #[test]

@@ -32,15 +32,18 @@ pub(super) struct Line {
 
 /// Rounds over time: what each has to send, for xferry's first run at each pace.
 pub(super) fn rounds(results: &Results) -> Plot {
-    let lines = results.series.iter().filter(|series| usual(series) && series.mover == "xferry").filter_map(
-        |series| Some(Line { name: pace(series.pages_per_second), points: steps(series.runs.first()?) }),
-    );
+    let mut ours: Vec<&Series> =
+        results.series.iter().filter(|series| usual(series) && series.mover == OURS).collect();
+    ours.sort_by_key(|series| series.pages_per_second);
+    let line = |series: &&Series| {
+        Some(Line { name: pace(series.pages_per_second), points: steps(series.runs.first()?) })
+    };
     Plot {
         title: "Rounds over time: what each has to send",
         across: "time, ms",
         up: "MiB",
         scale: Scale::Logarithmic,
-        lines: lines.collect(),
+        lines: ours.iter().filter_map(line).collect(),
     }
 }
 
@@ -84,14 +87,16 @@ pub(super) fn sizes(results: &Results) -> Plot {
     let mut lines = by_mover(results, |series| at_usual_pace(series) && full(series), point);
     // Where the guest is full it is the same guest.
     let touched = |series: &Series| at_usual_pace(series) && series.memory_mib[1] == USUAL_AREA;
-    let mut untouched = by_mover(results, |series| touched(series) && series.mover == "xferry", point);
+    let mut untouched = by_mover(results, |series| touched(series) && series.mover == OURS, point);
     for line in &mut untouched {
         line.name = format!("{}, {USUAL_AREA} MiB touched", line.name);
     }
-    lines.extend(untouched.into_iter().filter(|line| line.points.len() > 1));
+    lines.extend(untouched);
     Plot { title: "Total time by guest size", across: "GiB", up: "s", scale: Scale::Linear, lines }
 }
 
+/// The mover that is xferry as installed.
+const OURS: &str = "xferry";
 /// Filled memory of the usual guest, MiB.
 const USUAL_AREA: u64 = 900;
 
@@ -117,7 +122,7 @@ fn at(series: &Series, pages: u64) -> bool {
     series.pages_per_second == Some(pages)
 }
 
-/// A line for each mover, in the order in which they first come up, its points in order.
+/// A line for each mover that has more than a point, in the order in which they first come up, its points in order.
 fn by_mover(
     results: &Results,
     wanted: impl Fn(&Series) -> bool,
@@ -131,6 +136,7 @@ fn by_mover(
             None => lines.push(Line { name: series.mover.clone(), points: vec![point] }),
         }
     }
+    lines.retain(|line| line.points.len() > 1);
     for line in &mut lines {
         line.points.sort_by(|one, other| one.0.total_cmp(&other.0));
     }
@@ -202,6 +208,8 @@ mod tests {
                 series("xferry", [1024, 900], 20_000, 1.0),
                 series("xferry", [1024, 900], 0, 1.0),
                 series("QEMU default", [1024, 900], 0, 1.0),
+                series("QEMU multifd 2", [1024, 900], 0, 1.0),
+                series("QEMU multifd 2", [1024, 900], 5_000, 1.0),
                 series("xferry", [16_384, 900], 5_000, 1.0),
             ],
             ..Results::default()
@@ -209,7 +217,7 @@ mod tests {
         let lines = blackout(&results).lines;
         assert_eq!(
             lines.iter().map(|line| line.name.as_str()).collect::<Vec<_>>(),
-            ["xferry", "QEMU default"]
+            ["xferry", "QEMU multifd 2"]
         );
         assert_eq!(lines[0].points, [(0.0, 8.0), (20.0, 8.0)]);
     }
