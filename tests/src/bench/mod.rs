@@ -65,7 +65,10 @@ fn run(args: &Args) -> Result<bool> {
         println!("\n{}: {}", case.name, case.about);
         let begun = Instant::now();
         let mut outcome = Outcome { case: case.name, ..Outcome::default() };
-        if let Err(error) = (case.run)(&mut session, &mut outcome) {
+        let run = (case.run)(&mut session, &mut outcome);
+        // Then it failed because its lab is gone, and nothing of what follows is to happen.
+        crate::lab::wait_if_interrupted();
+        if let Err(error) = run {
             println!("  cannot be measured: {error:#}");
             outcome.skipped.push(format!("{error:#}"));
         }

@@ -19,8 +19,22 @@ const RECORD_WORDS: usize = 8;
 const FIELDS: [[u8; 8]; 4] = [*b"{\"type\":", *b"\"order\",", *b"\"state\":", *b"\"open\", "];
 /// Words that come up in them.
 const VOCABULARY: [[u8; 8]; 16] = [
-    *b"customer", *b"delivery", *b"invoice ", *b"quantity", *b"shipment", *b"discount", *b"overdue ", *b"priority",
-    *b"returned", *b"approved", *b"supplier", *b"currency", *b"internal", *b"external", *b"archived", *b"pending ",
+    *b"customer",
+    *b"delivery",
+    *b"invoice ",
+    *b"quantity",
+    *b"shipment",
+    *b"discount",
+    *b"overdue ",
+    *b"priority",
+    *b"returned",
+    *b"approved",
+    *b"supplier",
+    *b"currency",
+    *b"internal",
+    *b"external",
+    *b"archived",
+    *b"pending ",
 ];
 
 /// The last eight decimal digits of a number as text.
