@@ -2,49 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::{LabConfig, Report, Side};
 use xferry_lab::scenario::{Scenario, Workload, bare, skipped};
 
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// Huge pages of 2 MiB for the same guest on both hosts, and some.
 const PAGES: u64 = 320;
 
-/// A pool of huge pages and a file system in them. Dropping it gives both back.
-struct HugePages {
-    before: String,
-    directory: PathBuf,
-}
-
-impl HugePages {
-    /// `None` if this machine has none to give.
-    fn take(directory: PathBuf) -> Option<Self> {
-        let before = fs::read_to_string(POOL).ok()?;
-        let wanted = before.trim().parse::<u64>().ok()? + PAGES;
-        fs::write(POOL, wanted.to_string()).ok()?;
-        let this = Self { before, directory };
-        let got = fs::read_to_string(POOL).ok()?.trim().parse::<u64>().ok()?;
-        fs::create_dir_all(&this.directory).ok()?;
-        mount("hugetlbfs", &this.directory, "hugetlbfs", MountFlags::empty(), c"pagesize=2M").ok()?;
-        (got >= wanted).then_some(this)
-    }
-
-    fn free() -> u64 {
-        let text = fs::read_to_string("/proc/meminfo").unwrap();
-        let line = text.lines().find(|line| line.starts_with("HugePages_Free:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // Best effort: what cannot be undone here is seen in the next run.
-        let _ = unmount(&self.directory, UnmountFlags::DETACH);
-        let _ = fs::write(POOL, &self.before);
-    }
+/// Huge pages of this machine that nobody uses.
+fn free() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|line| line.starts_with("HugePages_Free:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The VM's command on a host, with its RAM in `directory`.
@@ -70,26 +41,26 @@ fn guest_in_huge_pages_moves_and_gives_them_back() {
         return;
     }
     let scenario = Scenario::new(LabConfig::for_test(), bare(Workload::USUAL).unwrap()).unwrap();
-    let Some(pages) = HugePages::take(scenario.lab.a.dir().join("huge")) else {
+    let Some(directory) = scenario.lab.take_huge_pages(PAGES).unwrap() else {
         println!(
             "skipped: guest_in_huge_pages_moves_and_gives_them_back: no {PAGES} huge pages can be had here"
         );
         return;
     };
-    let before = HugePages::free();
+    let before = free();
     for side in Side::BOTH {
         let host = scenario.lab.host(side);
-        host.write_vm_command(Some(&command(&scenario, side, &pages.directory))).unwrap();
+        host.write_vm_command(Some(&command(&scenario, side, &directory))).unwrap();
     }
     scenario.start_agents().unwrap();
-    scenario.boot_by(&command(&scenario, Side::A, &pages.directory)).unwrap();
+    scenario.boot_by(&command(&scenario, Side::A, &directory)).unwrap();
     let report = scenario.expect_migrates(Side::A, &["--verify=full"]).unwrap();
     println!("{:#}", report.0["rounds"]);
     only_what_changed(&report);
     let report = scenario.expect_migrates(Side::B, &["--verify=full"]).unwrap();
     only_what_changed(&report);
     // The old host keeps none of them.
-    let used = before - HugePages::free();
+    let used = before - free();
     let whole = scenario.vm.memory_mib / 2;
     assert!(used <= whole, "{used} huge pages are in use, the VM has {whole}");
 }

@@ -19,7 +19,8 @@ cargo xtask TASK
   demo [OPTIONS]   build, then migrate a real VM between two hosts made of network namespaces, there and back
                    (--help lists the options; --guest bare, --mtu, --repeat, --json FILE, --keep …)
   test [FILTER]    everything that is checked: format, lints, unit tests, and the lab with real VMs
-  bench [OPTIONS]  build, then measure xferry beside QEMU's own migration and TCP on the same link
+  bench [OPTIONS]  build, then measure xferry beside QEMU's own migration, TCP and bare AF_XDP on the same link
+                   (--help lists cases; --quick, --only NAME, --json FILE, --check …)
   faults [OPTIONS] build, then migrate a real VM again and again, with one fault in each migration, and count what
                    became of it (--runs N, --seed S, --json FILE, --markdown FILE)
   fuzz [TARGET…]   fuzz the parsers of what comes from outside, all or those named (--runs N, --seconds S for each;

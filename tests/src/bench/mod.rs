@@ -1,73 +1,39 @@
-//! xferry beside its peers: the same guest, the same link, in the same run. Ratios count; times of one machine
-//! do not compare with another's.
+//! The program `bench`: xferry beside its peers, the same guest, the same link, in the same run. Ratios count; times of one
+//! machine do not compare with another's.
+//!
+//! * [`cases`] says what is measured, and which bars it is held against.
+//! * [`guests`] are the VMs that are moved; [`bed`] is where.
+//! * [`peers`] are those who move them, and what else link and memory can do.
+//! * [`figures`] is what one migration took, and how that is come by.
+//! * [`session`] measures what cases ask for, each thing once.
+//! * [`results`] are kept as JSON, [`table`] and [`plots`] show them, [`check`] compares them with what was
+//!   recorded.
 
-mod ciphers;
-mod link;
-mod qemu;
+mod args;
+mod bed;
+mod cases;
+mod check;
+mod figures;
+mod guests;
+mod peers;
+mod plots;
+mod results;
+mod row;
+mod session;
 mod table;
-mod transport;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result};
 
-use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate, SerialLog};
-use crate::lab::{Accel, Host, Lab, LabConfig, Report, Side, VmConfig, plan::VM_NAME};
-use ciphers::Cost;
-use qemu::Peer;
-use table::{Row, Table};
-
-/// How long a guest may take to fill its memory.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
-const MIB: f64 = 1024.0 * 1024.0;
-
-/// Measures xferry against QEMU's own migration and plain TCP over the same link.
-#[derive(Debug, Parser)]
-pub struct Args {
-    /// RAM of the guest in MiB
-    #[arg(long, default_value_t = 1024)]
-    memory: u64,
-    /// How much of it holds random data, in MiB
-    #[arg(long, default_value_t = 900)]
-    fill: u64,
-    /// Pages the guest dirties per second
-    #[arg(long, default_value_t = 5000)]
-    rate: u64,
-    /// MTU of the migration link
-    #[arg(long, default_value_t = 9000)]
-    mtu: u32,
-    /// Queues of the migration NIC
-    #[arg(long, default_value_t = 1)]
-    queues: u32,
-    /// Runs of each; medians are shown
-    #[arg(long, default_value_t = 3)]
-    runs: u32,
-    /// Instead: what each way of guarding pages costs migrations
-    #[arg(long)]
-    ciphers: bool,
-    /// Compare AF_XDP and UDP sockets at either end with each other, and with nobody else
-    #[arg(long, conflicts_with_all = ["json", "ciphers"])]
-    transports: bool,
-    /// Write rows and all figures to this file
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// The xferry program [default: XFERRY_BIN, or target/release/xferry]
-    #[arg(long)]
-    xferry: Option<PathBuf>,
-}
-
-/// One migration's figures.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
-    /// From request to end, ms.
-    pub total_ms: f64,
-    /// Blackout as the migrating side says, ms.
-    pub downtime_ms: f64,
-    /// Payload rate of the first pass, MiB/s; only xferry tells it.
-    pub rate_mib: Option<f64>,
-}
+pub use args::Args;
+use cases::Case;
+use check::Recorded;
+use results::Outcome;
+use session::Session;
 
 /// Runs the benchmark.
 pub fn main(args: &Args) -> ExitCode {
@@ -75,15 +41,11 @@ pub fn main(args: &Args) -> ExitCode {
         eprintln!("bench: {reason}");
         return ExitCode::FAILURE;
     }
-    let measured = if args.ciphers {
-        measure_ciphers(args)
-    } else if args.transports {
-        set_up(args).and_then(|(lab, config)| transport::compare(&lab, &config, args.runs))
-    } else {
-        run(args).map(|table| print!("{table}"))
-    };
-    match measured {
-        Ok(()) => ExitCode::SUCCESS,
+    let result = run(args);
+    crate::lab::wait_if_interrupted();
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -91,141 +53,92 @@ pub fn main(args: &Args) -> ExitCode {
     }
 }
 
-fn set_up(args: &Args) -> Result<(Lab, VmConfig)> {
-    let image = GuestImage::prepare(GuestKind::Bare, &crate::lab::cache_dir())?;
-    let params = GuestParams {
-        mib: args.fill,
-        rate: Rate::PerSecond(args.rate),
-        fill: Fill::Random,
-        ip: None,
-        disk_read: false,
-    };
-    let config = VmConfig {
-        accel: Accel::Kvm,
-        memory_mib: args.memory,
-        kernel: image.kernel.clone(),
-        initrd: None,
-        append: image.cmdline(&params),
-        disk: None,
-        extra: vec!["-bios".to_owned(), "qboot.rom".to_owned()],
-    };
-    let lab = Lab::new(LabConfig {
-        mtu: args.mtu,
-        queues: args.queues,
-        xferry: args.xferry.clone().unwrap_or_else(crate::lab::xferry_program),
-        ..LabConfig::for_test()
-    })?;
-    Ok((lab, config))
-}
-
-fn measure_ciphers(args: &Args) -> Result<()> {
-    let (lab, config) = set_up(args)?;
-    // Not counted, as below.
-    xferry(&lab, &config, "")?;
-    let mut costs: Vec<Vec<Cost>> = ciphers::ALL.iter().map(|_| Vec::new()).collect();
-    for _ in 0..args.runs {
-        for (guarding, costs) in ciphers::ALL.iter().zip(&mut costs) {
-            costs.push(xferry(&lab, &config, guarding.settings)?);
+/// Measures; `false` when `--check` found something.
+fn run(args: &Args) -> Result<bool> {
+    let path = args.recorded.clone().unwrap_or_else(|| documents().join("recorded.json"));
+    let recorded = args.check.then(|| Recorded::read(&path)).transpose()?;
+    let chosen = choose(args, recorded.as_ref());
+    let json = args.json.clone().unwrap_or_else(|| crate::lab::target_dir().join("bench.json"));
+    let mut session = Session::new(args);
+    println!("{}", session.results.setting);
+    for case in &chosen {
+        println!("\n{}: {}", case.name, case.about);
+        let begun = Instant::now();
+        let mut outcome = Outcome { case: case.name, ..Outcome::default() };
+        let run = (case.run)(&mut session, &mut outcome);
+        // Then it failed because its lab is gone, and nothing of what follows is to happen.
+        crate::lab::wait_if_interrupted();
+        if let Err(error) = run {
+            println!("  cannot be measured: {error:#}");
+            outcome.skipped.push(format!("{error:#}"));
         }
+        println!("  ({:.0} s)", begun.elapsed().as_secs_f64());
+        session.results.outcomes.push(outcome);
+        // A run that is cut off is not lost.
+        session.results.write(&json, false)?;
     }
-    ciphers::print(&costs);
-    Ok(())
+    session.results.write(&json, true)?;
+    print!("{}", table::render(&session.results));
+    println!("\nall figures: {}", json.display());
+    let plots = args.plots.clone().or_else(|| args.whole().then(documents));
+    if let Some(directory) = plots {
+        fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+        plots::draw(&session.results, &directory)?;
+    }
+    if args.record {
+        Recorded::of(&session.results.setting, &session.results.outcomes).write(&path)?;
+        println!("recorded: {}", path.display());
+    }
+    let worse = recorded.map(|recorded| recorded.regressions(&session.results.outcomes)).unwrap_or_default();
+    for line in &worse {
+        println!("WORSE than recorded: {line}");
+    }
+    Ok(worse.is_empty())
 }
 
-fn run(args: &Args) -> Result<Table> {
-    let (lab, config) = set_up(args)?;
-    let mut table = Table::new(args);
-    let tcp = link::best_tcp(&lab)?;
-    // Not counted: whoever goes first pays for memory that the machine below touches for the first time.
-    with_guest(&lab, &config, || qemu::migrate(&lab, &config, Peer::ALL[0]))?;
-    for _ in 0..args.runs {
-        table.add("xferry", xferry(&lab, &config, "")?.figures);
-        for peer in Peer::ALL {
-            table.add(peer.name(), with_guest(&lab, &config, || qemu::migrate(&lab, &config, peer))?);
-        }
-    }
-    table.compare(tcp);
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&table.to_json())?;
-        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(table)
-}
-
-/// Boots the guest on host-a, lets `work` move it, and ends it wherever it is.
-fn with_guest<T>(lab: &Lab, config: &VmConfig, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // What an earlier guest said must not be taken for this one's.
-    let _ = fs::remove_file(lab.a.vm_paths().serial);
-    lab.a.start_vm(config)?;
-    let mut serial = SerialLog::new(lab.a.vm_paths().serial);
-    serial.wait_ready(BOOT_LIMIT)?;
-    serial.wait_progress(BOOT_LIMIT)?;
-    let result = work();
-    for side in [Side::A, Side::B] {
-        lab.host(side).kill_vm()?;
-        lab.host(side).discard_ram()?;
-    }
-    result
-}
-
-/// One migration by agents with these settings beside the usual ones.
-fn xferry(lab: &Lab, config: &VmConfig, settings: &str) -> Result<Cost> {
-    let (report, cpu) = migrate(lab, config, |host| host.start_agent_saying(settings))?;
-    let first = report.rounds().into_iter().next().context("a report without rounds")?;
-    let figures = Figures {
-        total_ms: report.milliseconds("/total-time").context("a report without total-time")?,
-        downtime_ms: report.milliseconds("/downtime").context("a report without downtime")?,
-        rate_mib: Some(first.bytes as f64 / MIB / (first.duration_ms / 1e3)),
+/// The cases to measure, in their order.
+fn choose(args: &Args, recorded: Option<&Recorded>) -> Vec<&'static Case> {
+    let kept = recorded.map(Recorded::cases);
+    let wanted = |case: &&Case| match (&kept, args.only.is_empty()) {
+        (_, false) => args.only.iter().any(|name| name == case.name),
+        (Some(kept), true) => kept.iter().any(|name| name == case.name),
+        (None, true) => case.when.includes(args.quick),
     };
-    Ok(Cost { figures, cpu })
+    cases::ALL.iter().filter(wanted).collect()
 }
 
-/// One migration by agents that `start` starts: its report, and the processor time of both agents, s.
-fn migrate(lab: &Lab, config: &VmConfig, start: impl Fn(&Host) -> Result<()>) -> Result<(Report, [f64; 2])> {
-    for side in Side::BOTH {
-        lab.host(side).write_vm_definition(config)?;
-        start(lab.host(side))?;
-    }
-    let migrated = with_guest(lab, config, || {
-        let output = lab.a.xferry(&["migrate", VM_NAME, "--to", "host-b", "--json"], MIGRATION_LIMIT)?;
-        ensure!(output.status.success(), "xferry failed: {}{}", output.stdout, output.stderr);
-        let cpu = [ciphers::agent_cpu(&lab.a)?, ciphers::agent_cpu(&lab.b)?];
-        Ok((Report::parse(&output.stdout)?, cpu))
-    });
-    lab.a.kill_agent();
-    lab.b.kill_agent();
-    migrated
+/// Where the repository keeps what was measured.
+fn documents() -> PathBuf {
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).join("docs/performance")
 }
 
-impl Row {
-    /// A row whose ratio should be at most `bar`.
-    fn at_most(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
-        Self::compare(name, unit, ours, peer, bar, |ratio| ratio <= bar)
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn names(words: &[&str], recorded: Option<&Recorded>) -> Vec<&'static str> {
+        let args = Args::try_parse_from([&["bench"], words].concat()).unwrap();
+        choose(&args, recorded).iter().map(|case| case.name).collect()
     }
 
-    /// A row whose ratio should be at least `bar`.
-    fn at_least(name: &str, unit: &'static str, ours: f64, peer: (&str, f64), bar: f64) -> Self {
-        Self::compare(name, unit, ours, peer, bar, |ratio| ratio >= bar)
+    #[test]
+    fn quick_is_a_part_and_some_are_only_by_name() {
+        let (whole, quick) = (names(&[], None), names(&["--quick"], None));
+        assert!(quick.len() < whole.len() && quick.iter().all(|name| whole.contains(name)));
+        assert_eq!(whole[0], "random");
+        assert!(!whole.contains(&"ciphers"));
+        assert_eq!(names(&["--only", "ciphers"], None), ["ciphers"]);
     }
 
-    fn compare(
-        name: &str,
-        unit: &'static str,
-        ours: f64,
-        (peer_name, peer): (&str, f64),
-        bar: f64,
-        holds: impl FnOnce(f64) -> bool,
-    ) -> Self {
-        let ratio = ours / peer;
-        Self {
-            name: name.to_owned(),
-            ours,
-            peer,
-            peer_name: peer_name.to_owned(),
-            unit,
-            ratio,
-            bar,
-            holds: holds(ratio),
-        }
+    #[test]
+    fn a_check_measures_what_was_recorded() {
+        let recorded: Recorded = serde_json::from_str(
+            r#"{"setting":"","rows":[{"case":"blackout","name":"x","ratio":0.5,"better":"lower"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(names(&["--check"], Some(&recorded)), ["blackout"]);
     }
 }

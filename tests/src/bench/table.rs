@@ -1,142 +1,124 @@
-//! The figures side by side.
+//! What was measured, for the terminal.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt::Write;
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use super::figures::Figures;
+use super::figures::statistics::median;
+use super::results::{Results, Series};
+use super::row::Row;
 
-use super::{Args, Figures};
-
-/// One comparison.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct Row {
-    pub name: String,
-    pub ours: f64,
-    pub peer: f64,
-    pub peer_name: String,
-    pub unit: &'static str,
-    /// ours / peer.
-    pub ratio: f64,
-    pub bar: f64,
-    pub holds: bool,
+/// Medians of all series, rates, and the bars.
+pub(super) fn render(results: &Results) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write_all(&mut text, results);
+    text
 }
 
-/// All figures of a benchmark.
-pub struct Table {
-    setting: String,
-    figures: BTreeMap<&'static str, Vec<Figures>>,
-    rows: Vec<Row>,
-}
-
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-impl Table {
-    pub(super) fn new(args: &Args) -> Self {
-        let setting = format!(
-            "{} MiB guest, {} MiB random data, {} dirty pages/s, veth with MTU {}, {} queue(s), medians of {} runs",
-            args.memory, args.fill, args.rate, args.mtu, args.queues, args.runs
-        );
-        println!("{setting}");
-        Self { setting, figures: BTreeMap::new(), rows: Vec::new() }
+fn write_all(text: &mut String, results: &Results) -> std::fmt::Result {
+    if !results.series.is_empty() {
+        writeln!(text, "\nmedians (of the runs in brackets)")?;
     }
-
-    pub(super) fn add(&mut self, who: &'static str, figures: Figures) {
-        let rate = figures.rate_mib.map(|rate| format!(", round 0 at {rate:.0} MiB/s")).unwrap_or_default();
-        println!("  {who:<15} {:>7.0} ms, blackout {:>6.1} ms{rate}", figures.total_ms, figures.downtime_ms);
-        self.figures.entry(who).or_default().push(figures);
+    let mut heading = String::new();
+    for series in &results.series {
+        let group = format!("{}; {}", series.guest, series.network);
+        if group != heading {
+            write_heading(text, &group)?;
+            heading = group;
+        }
+        write_series(text, series)?;
     }
-
-    fn median_of(&self, who: &str, of: impl Fn(&Figures) -> f64) -> f64 {
-        median(self.figures.get(who).map(|all| all.iter().map(of).collect()).unwrap_or_default())
-    }
-
-    /// The peer whose median is least.
-    fn best_peer(&self, of: impl Fn(&Figures) -> f64 + Copy) -> (&'static str, f64) {
-        let peers = self.figures.keys().filter(|who| **who != "xferry");
-        let medians = peers.map(|&who| (who, self.median_of(who, of)));
-        medians.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("nobody", f64::NAN))
-    }
-
-    /// Makes the rows; `tcp` is the best rate of TCP on the link.
-    pub(super) fn compare(&mut self, tcp: Option<(String, f64)>) {
-        let total = |figures: &Figures| figures.total_ms;
-        let downtime = |figures: &Figures| figures.downtime_ms;
-        let ours = self.median_of("xferry", total);
-        let default = ("QEMU default", self.median_of("QEMU default", total));
-        self.rows.push(Row::at_most("total time against QEMU's default", "ms", ours, default, 1.0));
-        self.rows.push(Row::at_most(
-            "total time against QEMU's best",
-            "ms",
-            ours,
-            self.best_peer(total),
-            0.5,
-        ));
-        let blackout = self.median_of("xferry", downtime);
-        self.rows.push(Row::at_most(
-            "blackout against QEMU's shortest",
-            "ms",
-            blackout,
-            self.best_peer(downtime),
-            1.0,
-        ));
-        if let Some((name, rate)) = tcp {
-            let ours = self.median_of("xferry", |figures| figures.rate_mib.unwrap_or(f64::NAN));
-            self.rows.push(Row::at_least(
-                "payload rate of round 0 against TCP",
-                "MiB/s",
-                ours,
-                (&name, rate),
-                1.2,
-            ));
+    for outcome in &results.outcomes {
+        for rate in &outcome.rates {
+            writeln!(text, "{}: {} {:.0} MiB/s", outcome.case, rate.name, rate.mib_s)?;
         }
     }
-
-    pub(super) fn to_json(&self) -> Value {
-        let figures: BTreeMap<_, Vec<Value>> = self
-            .figures
-            .iter()
-            .map(|(who, all)| {
-                let all = all.iter().map(
-                    |f| json!({ "total-time": f.total_ms, "downtime": f.downtime_ms, "rate": f.rate_mib }),
-                );
-                (*who, all.collect())
-            })
-            .collect();
-        json!({ "setting": self.setting, "rows": self.rows, "figures": figures })
+    if results.outcomes.iter().any(|outcome| !outcome.rows.is_empty()) {
+        writeln!(text, "\n{}", Row::heading())?;
     }
+    for outcome in &results.outcomes {
+        for row in &outcome.rows {
+            writeln!(text, "{row}")?;
+        }
+        for reason in &outcome.skipped {
+            writeln!(text, "– {}: not measured: {reason}", outcome.case)?;
+        }
+    }
+    Ok(())
 }
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{:<38} {:>9} {:>9} {:>6} {:>6}  peer", "", "xferry", "peer", "ratio", "bar")?;
-        for row in &self.rows {
-            writeln!(
-                f,
-                "{} {:<36} {:>9.1} {:>9.1} {:>6.2} {:>6.2}  {}, {}",
-                if row.holds { '✓' } else { '✗' },
-                row.name,
-                row.ours,
-                row.peer,
-                row.ratio,
-                row.bar,
-                row.peer_name,
-                row.unit
-            )?;
-        }
-        Ok(())
+fn write_heading(text: &mut String, group: &str) -> std::fmt::Result {
+    writeln!(text, "\n{group}")?;
+    writeln!(
+        text,
+        "  {:<30} {:>8} {:>8} {:>9} {:>7} {:>8} {:>15} {:>9} {:>6}",
+        "", "total", "blackout", "pre-copy", "CPU", "softirq", "by side", "wire", "guest"
+    )?;
+    writeln!(
+        text,
+        "  {:<30} {:>8} {:>8} {:>9} {:>7} {:>8} {:>15} {:>9} {:>6}",
+        "", "ms", "ms", "MiB/s", "s", "s", "s", "MiB", "%"
+    )
+}
+
+fn write_series(text: &mut String, series: &Series) -> std::fmt::Result {
+    let of = |of: &dyn Fn(&Figures) -> f64| median(series.runs.iter().map(of));
+    let known = |value: f64, digits: usize| {
+        if value.is_nan() { "–".to_owned() } else { format!("{value:.digits$}") }
+    };
+    let mover = format!("{} ({})", series.mover, series.runs.len());
+    if let Some(reason) = &series.failed {
+        // Before it stands what led there, and all of it in the JSON.
+        let reason = reason.lines().last().unwrap_or_default();
+        return writeln!(text, "  {mover:<30} failed: {reason}");
     }
+    let sides = format!("{:.2} + {:.2}", of(&|f| f.side_cpu_s[0]), of(&|f| f.side_cpu_s[1]));
+    writeln!(
+        text,
+        "  {mover:<30} {:>8.0} {:>8.1} {:>9} {:>7.2} {:>8.2} {:>15} {:>9.0} {:>6}",
+        of(&|f| f.total_ms),
+        of(&|f| f.blackout_ms),
+        known(of(&|f| f.pre_copy_mib_s.unwrap_or(f64::NAN)), 0),
+        of(&|f| f.cpu_s),
+        of(&|f| f.softirq_s),
+        sides,
+        of(&|f| f.wire_bytes as f64 / super::figures::MIB),
+        known(of(&|f| f.guest.map_or(f64::NAN, |pace| pace.kept() * 100.0)), 0),
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::super::results::{Outcome, Rate};
+    use super::*;
 
     #[test]
-    fn the_middle_one_counts() {
-        assert!((median(vec![9.0, 1.0, 5.0]) - 5.0).abs() < f64::EPSILON);
+    fn everything_is_shown() {
+        let failed = Series {
+            guest: "bare".into(),
+            mover: "QEMU default".into(),
+            network: "MTU 9000".into(),
+            pages_per_second: Some(100_000),
+            memory_mib: [1024, 900],
+            runs: Vec::new(),
+            failed: Some("the end of a log:\ntakes longer than 40 s".into()),
+        };
+        let outcome = Outcome {
+            case: "dirtying",
+            rows: vec![Row::at_most("blackout", "ms", 9.0, ("QEMU", None), 0.5)],
+            rates: vec![Rate::new("iperf3", 1234.0)],
+            skipped: vec!["no iperf3".into()],
+        };
+        let results = Results { series: vec![failed], outcomes: vec![outcome], ..Results::default() };
+        let text = render(&results);
+        for part in [
+            "bare; MTU 9000\n",
+            "failed: takes longer than 40 s\n",
+            "iperf3 1234 MiB/s",
+            "✓ blackout",
+            "not measured: no iperf3",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
     }
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 use super::disk::{Filler, HoldableDisk};
@@ -139,14 +140,6 @@ impl Host {
         self.start_agent_by(&format!("{settings}\n{}", self.agent_config()?))
     }
 
-    /// The same with another `[migration] transport` than the lab's.
-    ///
-    /// # Errors
-    /// As [`Self::start_agent`].
-    pub fn start_agent_on(&self, transport: &'static str) -> Result<()> {
-        self.start_agent_by(&self.config_with(transport)?)
-    }
-
     /// The same by a configuration (TOML) of the caller's.
     ///
     /// # Errors
@@ -197,10 +190,14 @@ impl Host {
     /// # Errors
     /// If it cannot be encoded.
     pub fn agent_config(&self) -> Result<String> {
-        self.config_with(self.transport)
+        self.agent_config_on(self.transport)
     }
 
-    fn config_with(&self, transport: &'static str) -> Result<String> {
+    /// The same with another `[migration] transport` than the lab's.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn agent_config_on(&self, transport: &'static str) -> Result<String> {
         let words = agent::Words {
             limits: &self.limits,
             insecure: self.insecure,
@@ -392,10 +389,22 @@ impl Host {
     /// # Errors
     /// If they do not go.
     pub fn kill_vm(&self) -> Result<()> {
+        let mut killed = Vec::new();
         for pid in self.qemu_pids()? {
-            let pid = rustix::process::Pid::from_raw(pid).context("a process id of 0")?;
+            let pid = Pid::from_raw(pid).context("a process id of 0")?;
             // It may have ended by itself meanwhile.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&process, Signal::KILL);
+                killed.push(process);
+            }
+        }
+        // A dying one is no longer known for a QEMU, but has its tap and its memory until it is dead.
+        let deadline = Instant::now() + QEMU_LIMIT;
+        for process in &killed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left))
+                .context("waiting for QEMU's end")?;
         }
         self.wait_vm_gone(QEMU_LIMIT)
     }

@@ -84,6 +84,11 @@ impl Layout {
         self.ram_dir().join(side.name()).join("ram")
     }
 
+    /// Where huge pages are mounted, in a lab that has any.
+    pub fn huge_dir(&self) -> PathBuf {
+        self.run_dir().join("huge")
+    }
+
     /// The raw image that both hosts reach, on a disk filesystem (tmpfs has no `O_DIRECT`).
     pub fn disk(&self) -> &Path {
         &self.disk

@@ -25,6 +25,7 @@ mod disk;
 mod encryption;
 mod fixture;
 mod host;
+mod hugepages;
 mod layout;
 pub(crate) mod monitor;
 pub mod netns;
@@ -160,7 +161,7 @@ pub fn xferry_program() -> PathBuf {
     env::var_os("XFERRY_BIN").map_or_else(|| target_dir().join("release/xferry"), PathBuf::from)
 }
 
-fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).join("target")
 }
@@ -248,6 +249,15 @@ impl Lab {
             topology::lead_through_switch(self.layout(), network)?;
             Wire::start(self.layout(), network.mtu, wire)
         })
+    }
+
+    /// Takes huge pages of 2 MiB for guests' RAM from this machine until the lab is removed. Returns the directory for
+    /// files in them, or `None` if the machine does not have so many to give.
+    ///
+    /// # Errors
+    /// If the pool cannot be changed or mounted.
+    pub fn take_huge_pages(&self, pages: u64) -> Result<Option<PathBuf>> {
+        self.fixture.while_up(|| hugepages::take(self.layout(), pages))
     }
 
     /// The bad wire.

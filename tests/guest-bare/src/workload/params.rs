@@ -18,6 +18,8 @@ pub enum Fill {
     None,
     /// Data that does not compress, in every page.
     Random,
+    /// Records as programs keep them: text that comes again and again, numbers, and some that is random.
+    Records,
 }
 
 /// Everything that can be asked for with `xferry.<name>=<value>`.
@@ -57,6 +59,7 @@ impl Params {
                 ("rate", "max") => params.rate = Rate::Max,
                 ("rate", _) => params.rate = value.parse().map_or(params.rate, Rate::PerSecond),
                 ("fill", "random") => params.fill = Fill::Random,
+                ("fill", "records") => params.fill = Fill::Records,
                 ("fill", "none") => params.fill = Fill::None,
                 ("disk", "read") => params.disk_read = true,
                 ("tsc-khz", _) => params.tsc_khz = value.parse().ok(),

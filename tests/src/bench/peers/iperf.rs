@@ -8,26 +8,28 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::bench::figures::MIB;
+use crate::bench::results::Rate;
 use crate::lab::{Lab, Side};
 
 /// Length of each measurement, s.
 const SECONDS: &str = "3";
 
-/// Best of the ways of iperf3: its name and MiB/s. `None` when iperf3 is not installed.
-pub(super) fn best_tcp(lab: &Lab) -> Result<Option<(String, f64)>> {
-    if Command::new("iperf3").arg("--version").output().is_err() {
-        println!("iperf3 is not installed: no comparison with TCP");
-        return Ok(None);
-    }
-    let ways: [(&str, &[&str]); 3] = [("iperf3", &[]), ("iperf3 -P 2", &["-P", "2"]), ("iperf3 -Z", &["-Z"])];
-    let mut best: Option<(String, f64)> = None;
-    for (name, options) in ways {
-        let rate = measure(lab, options).with_context(|| name.to_owned())?;
-        if best.as_ref().is_none_or(|(_, other)| rate > *other) {
-            best = Some((name.to_owned(), rate));
-        }
-    }
-    Ok(best)
+/// Why there is no comparison with TCP; `None` if there is.
+pub(in crate::bench) fn missing() -> Option<&'static str> {
+    let found = Command::new("iperf3").arg("--version").output().is_ok();
+    (!found).then_some("there is no program `iperf3`: install the package iperf3")
+}
+
+/// Payload by each of the ways.
+pub(in crate::bench) fn measure(lab: &Lab) -> Result<Vec<Rate>> {
+    let ways: [(&str, &[&str]); 3] =
+        [("iperf3, 1 stream", &[]), ("iperf3, 2 streams", &["-P", "2"]), ("iperf3, zero-copy", &["-Z"])];
+    let rates = ways.into_iter().map(|(name, options)| {
+        let rate = run(lab, options).with_context(|| name.to_owned())?;
+        Ok(Rate::new(name, rate))
+    });
+    rates.collect()
 }
 
 fn inside(namespace: &str) -> Command {
@@ -36,7 +38,8 @@ fn inside(namespace: &str) -> Command {
     command
 }
 
-fn measure(lab: &Lab, options: &[&str]) -> Result<f64> {
+/// MiB/s that arrive.
+fn run(lab: &Lab, options: &[&str]) -> Result<f64> {
     let mut server = serve(lab)?;
     // It says nothing when it listens; the client tries again until it does, or its server's turn is over.
     let mut rate = None;
@@ -58,7 +61,7 @@ fn measure(lab: &Lab, options: &[&str]) -> Result<f64> {
     // It ends after one client; if there was none, it must not stay.
     let _ = server.kill();
     server.wait()?;
-    Ok(rate.context("iperf3 tells no rate")? / 8.0 / super::MIB)
+    Ok(rate.context("iperf3 tells no rate")? / 8.0 / MIB)
 }
 
 fn serve(lab: &Lab) -> Result<Child> {

@@ -1,0 +1,71 @@
+//! xferry itself, by its command line.
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+
+use super::LIMIT;
+use crate::bench::bed::Bed;
+use crate::bench::figures::Told;
+use crate::bench::guests::Guest;
+use crate::lab::plan::VM_NAME;
+use crate::lab::{Lab, Report, Side};
+
+/// How its agents are set, and what it is told. Two of the same name must be the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::bench) struct Xferry {
+    /// What tells it from others.
+    pub name: &'static str,
+    /// `[migration] transport` of host-a and host-b.
+    pub transport: [&'static str; 2],
+    /// Other settings (TOML) of both agents.
+    pub settings: &'static str,
+    /// Options of `xferry migrate`.
+    pub options: &'static [&'static str],
+}
+
+impl Xferry {
+    /// As installed.
+    pub const DEFAULT: Self = Self { name: "xferry", transport: ["auto"; 2], settings: "", options: &[] };
+    /// By AF_XDP, whatever would be faster.
+    pub const AF_XDP: Self = Self { name: "xferry, AF_XDP", transport: ["af-xdp"; 2], ..Self::DEFAULT };
+    /// By UDP sockets, whatever would be faster.
+    pub const UDP: Self = Self { name: "xferry, UDP", transport: ["udp"; 2], ..Self::DEFAULT };
+
+    /// Starts both agents, who know the guest.
+    pub fn start_agents(&self, bed: &Bed, guest: &Guest) -> Result<()> {
+        for side in Side::BOTH {
+            let host = bed.lab.host(side);
+            host.write_vm_command(Some(&bed.command(guest, side)?))?;
+            let config = host.agent_config_on(self.transport[usize::from(side == Side::B)])?;
+            host.start_agent_by(&format!("{}\n{config}", self.settings))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the guest away from `source`.
+    pub fn migrate(&self, bed: &Bed, source: Side) -> Result<Told> {
+        let timeout = LIMIT.as_secs().to_string();
+        let fixed = ["migrate", VM_NAME, "--to", source.other().name(), "--json", "--timeout", &timeout];
+        let arguments: Vec<&str> = fixed.iter().chain(self.options).copied().collect();
+        let output = bed.lab.host(source).xferry(&arguments, LIMIT * 2)?;
+        let report = Report::parse(&output.stdout);
+        if !output.status.success() {
+            let reason = report.as_ref().ok().and_then(|report| report.text("/error-desc"));
+            bail!("{}", reason.unwrap_or(&output.stderr).trim());
+        }
+        Told::from_report(&report?)
+    }
+}
+
+impl fmt::Display for Xferry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name)
+    }
+}
+
+/// Whether `xferry migrate` knows an option: some bars need what an older one lacks.
+pub(in crate::bench) fn knows(lab: &Lab, option: &str) -> Result<bool> {
+    let help = lab.a.xferry(&["migrate", "--help"], LIMIT)?;
+    Ok(help.stdout.split_whitespace().any(|word| word == option))
+}
