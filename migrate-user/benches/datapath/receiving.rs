@@ -5,7 +5,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, PageDescriptor, TAG_LEN},
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, PageDescriptor, TAG_LEN},
 };
 use xferry::{
     datapath::{Cipher, Datagram, Demux, Feedback, FeedbackTx, Inbound, InboundSpec, Sealer},
@@ -70,6 +70,7 @@ impl Arrived {
                 lane: 0,
                 sequence: frame as u32,
                 guard: Guard::Checksum,
+                packing: Packing::Plain,
                 payload: (pages * PAGE_SIZE) as u32,
                 checksum: 0,
             };

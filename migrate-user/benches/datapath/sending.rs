@@ -13,13 +13,13 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput};
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, TAG_LEN},
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, TAG_LEN},
 };
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use xferry::{
     datapath::{
-        Cipher, DirectSink, Feedback, FeedbackRx, FrameLayout, FrameSink, LaidOut, LaneConfig, LaneSender,
-        Pages, Sealer, XskSink,
+        Bandwidth, Cipher, DirectSink, Feedback, FeedbackRx, FrameLayout, FrameSink, LaidOut, LaneConfig,
+        LaneSender, Packings, Pages, Sealer, XskSink,
     },
     memory::{AtomicPageSet, Mapping, PageSet},
     xsk::{CHUNK_SIZE, Consumer, FilePart, JoinedMemory, Producer, TxQueue, Umem, ring_pair},
@@ -66,6 +66,7 @@ fn complete(criterion: &mut Criterion) {
                     lane: 0,
                     sequence,
                     guard: Guard::Checksum,
+                    packing: Packing::Plain,
                     payload: payload as u32,
                     checksum: 0,
                 };
@@ -93,7 +94,8 @@ impl<S: FrameSink> Lane<S> {
             path: path(),
             protection: protection(cipher),
             window: 240,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
+            packings: Packings::Never,
         };
         let feedback = Seen { epoch: Arc::clone(&epoch), told: false };
         Self { sender: LaneSender::new(config, sink, feedback), epoch }
@@ -103,7 +105,7 @@ impl<S: FrameSink> Lane<S> {
     fn send(&mut self, ram: &[Mapping; 1]) {
         let layout = layout();
         let sent = AtomicPageSet::new(GUEST_PAGES);
-        let pages = Pages { layout: &layout, mappings: ram, sent: &sent };
+        let pages = Pages { layout: &layout, mappings: ram, sent: &sent, hashes: None };
         let epoch = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let round = self.sender.send_round(epoch, pages, 0..GUEST_PAGES, &stop, &progress).unwrap();

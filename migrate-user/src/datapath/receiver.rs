@@ -270,6 +270,59 @@ enum Placement {
     },
 }
 
+/// The bytes that a frame's pages take, or `None` where a descriptor does not hold or disagrees with the header: a frame is
+/// placed whole or not at all.
+fn placed_bytes(layout: &RamLayout, frame: &Frame<'_>) -> Option<usize> {
+    let (mut bytes, mut cleared) = (0, 0);
+    for placement in placements(layout, frame) {
+        match placement? {
+            Placement::Data { length, .. } => bytes += length,
+            // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
+            Placement::Zero { pages, .. } => cleared += u64::from(pages),
+        }
+    }
+    let packed = Codec::of(frame.header.packing).is_some();
+    let agrees = packed || bytes == frame.header.payload as usize;
+    (agrees && cleared <= layout.pages()).then_some(bytes)
+}
+
+/// The placements of a frame whose descriptors hold, neighbouring pages as one.
+fn runs(layout: &RamLayout, frame: &Frame<'_>) -> impl Iterator<Item = Placement> {
+    let mut all = placements(layout, frame).flatten().peekable();
+    std::iter::from_fn(move || {
+        let placement = all.next()?;
+        let Placement::Data { page, offset: 0, mut length } = placement else { return Some(placement) };
+        let follows = |next: &Placement, length: usize| match *next {
+            Placement::Data { page: number, offset, length: PAGE_SIZE } => {
+                // Backends are numbered one behind the other, and are different files.
+                offset == 0 && number == page + (length / PAGE_SIZE) as u64 && layout.locate(number).page > 0
+            }
+            _ => false,
+        };
+        while length.is_multiple_of(PAGE_SIZE) && all.next_if(|next| follows(next, length)).is_some() {
+            length += PAGE_SIZE;
+        }
+        Some(Placement::Data { page, offset: 0, length })
+    })
+}
+
+/// What the descriptors say, in order; `None` for one that does not hold or leaves the guest.
+fn placements(layout: &RamLayout, frame: &Frame<'_>) -> impl Iterator<Item = Option<Placement>> {
+    frame.descriptors().iter().map(|bytes| match PageDescriptor::parse(bytes).ok()? {
+        PageDescriptor::Data { backend, page, offset, length } => {
+            debug_assert!(usize::from(length) <= PAGE_SIZE);
+            let page = layout.number(BackendPage { backend, page })?;
+            Some(Placement::Data { page, offset: offset.into(), length: length.into() })
+        }
+        PageDescriptor::Zero { backend, page, pages } => {
+            let last = page.checked_add(u64::from(pages) - 1)?;
+            layout.number(BackendPage { backend, page: last })?;
+            let page = layout.number(BackendPage { backend, page })?;
+            Some(Placement::Zero { page, pages })
+        }
+    })
+}
+
 #[derive(Default)]
 struct LaneProgress {
     received: FrameSet,
@@ -344,7 +397,7 @@ impl SessionReceiver {
         if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
             return count(&counters.malformed);
         }
-        let Some(len) = self.placed_bytes(frame) else {
+        let Some(len) = placed_bytes(&self.inbound.spec.layout, frame) else {
             return count(&counters.malformed);
         };
         // All of it, before anything is placed.
@@ -375,7 +428,7 @@ impl SessionReceiver {
             count(&counters.reordered);
         }
         let mut at = 0;
-        for placement in self.runs(frame) {
+        for placement in runs(&self.inbound.spec.layout, frame) {
             let placed = match placement {
                 Placement::Data { page, offset, length } => {
                     let pieces = payload(at, length);
@@ -395,65 +448,6 @@ impl SessionReceiver {
         let arrivals = &self.inbound.arrivals[lane];
         arrivals.end.fetch_max(header.sequence + 1, Ordering::Release);
         arrivals.received.fetch_add(1, Ordering::Release);
-    }
-
-    /// The bytes that a frame's pages take, or `None` where a descriptor does not hold or disagrees with the header: a frame is
-    /// placed whole or not at all.
-    fn placed_bytes(&self, frame: &Frame<'_>) -> Option<usize> {
-        let (mut bytes, mut cleared) = (0, 0);
-        for placement in self.placements(frame) {
-            match placement? {
-                Placement::Data { length, .. } => bytes += length,
-                // Every page at most once in an epoch: a small frame cannot ask for endless clearing.
-                Placement::Zero { pages, .. } => cleared += u64::from(pages),
-            }
-        }
-        let packed = Codec::of(frame.header.packing).is_some();
-        let agrees = packed || bytes == frame.header.payload as usize;
-        (agrees && cleared <= self.inbound.spec.layout.pages()).then_some(bytes)
-    }
-
-    /// The placements of a frame whose descriptors hold, neighbouring pages as one.
-    fn runs(&self, frame: &Frame<'_>) -> impl Iterator<Item = Placement> {
-        let layout = &self.inbound.spec.layout;
-        let mut placements = self.placements(frame).flatten().peekable();
-        std::iter::from_fn(move || {
-            let placement = placements.next()?;
-            let Placement::Data { page, offset: 0, mut length } = placement else { return Some(placement) };
-            let follows = |next: &Placement, length: usize| match *next {
-                Placement::Data { page: number, offset, length: PAGE_SIZE } => {
-                    // Backends are numbered one behind the other, and are different files.
-                    offset == 0
-                        && number == page + (length / PAGE_SIZE) as u64
-                        && layout.locate(number).page > 0
-                }
-                _ => false,
-            };
-            while length.is_multiple_of(PAGE_SIZE)
-                && placements.next_if(|next| follows(next, length)).is_some()
-            {
-                length += PAGE_SIZE;
-            }
-            Some(Placement::Data { page, offset: 0, length })
-        })
-    }
-
-    /// What the descriptors say, in order; `None` for one that does not hold or leaves the guest.
-    fn placements(&self, frame: &Frame<'_>) -> impl Iterator<Item = Option<Placement>> {
-        let layout = &self.inbound.spec.layout;
-        frame.descriptors().iter().map(|bytes| match PageDescriptor::parse(bytes).ok()? {
-            PageDescriptor::Data { backend, page, offset, length } => {
-                debug_assert!(usize::from(length) <= PAGE_SIZE);
-                let page = layout.number(BackendPage { backend, page })?;
-                Some(Placement::Data { page, offset: offset.into(), length: length.into() })
-            }
-            PageDescriptor::Zero { backend, page, pages } => {
-                let last = page.checked_add(u64::from(pages) - 1)?;
-                layout.number(BackendPage { backend, page: last })?;
-                let page = layout.number(BackendPage { backend, page })?;
-                Some(Placement::Zero { page, pages })
-            }
-        })
     }
 
     /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.

@@ -103,7 +103,8 @@ impl Direct {
             path: FramePath::new(end(1), end(2), 50_000, PORT),
             protection: Protection::Checksum,
             window: 10_000,
-            bandwidth: None,
+            bandwidth: Bandwidth::default(),
+            packings: Packings::Never,
         };
         let sender = LaneSender::new(config, kernel, Loop::default());
         Self { stream, sender, direct, epoch: 0 }
@@ -113,7 +114,8 @@ impl Direct {
     fn round(&mut self, pages: &PageSet) -> (PageSet, u32) {
         self.epoch += 1;
         let stream = &self.stream;
-        let view = Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent };
+        let view =
+            Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent, hashes: None };
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let sent = self.sender.send_round(self.epoch, view, pages.iter(), &stop, &progress).unwrap();
         assert_eq!(progress.into_inner(), pages.count());
