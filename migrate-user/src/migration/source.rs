@@ -174,6 +174,8 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     findings: Vec<Finding>,
     epoch: u32,
     stopped_at: Option<Instant>,
+    /// Pages that existed when tracking began, until they are sent.
+    existing: Option<Result<PageSet, MemoryError>>,
     /// When the VM was known to run at the destination, ms after the request.
     running_at: Option<f64>,
     begun: tokio::time::Instant,
@@ -204,6 +206,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             stream: None,
             epoch: 0,
             stopped_at: None,
+            existing: None,
             running_at: None,
             begun: tokio::time::Instant::now(),
             throttled: false,
@@ -319,6 +322,10 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     async fn prepare(&mut self) -> Result<(), MigrationError> {
         self.enter(Phase::Prepare);
         self.say(Message::Prepare(Box::new(self.plan.prepare.clone()))).await?;
+        if !self.plan.prepare.check_only {
+            // While the destination starts its VMM. Should it refuse, the protection goes as it came.
+            self.existing = Some(self.memory.begin().await);
+        }
         let examined = match self.hear("that it is ready", self.plan.limits.prepare).await? {
             Message::Examined(examined) => *examined,
             other => return Err(MigrationError::unexpected(other.name(), "that it is ready")),

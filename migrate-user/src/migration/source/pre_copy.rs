@@ -53,7 +53,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         self.handover.recorded(offered.is_ok());
         offered?;
         let mut policy = Policy::new(self.plan.convergence);
-        let mut pages = self.memory.begin().await?;
+        let mut pages = self.first_pages().await?;
         let setup = self.record.elapsed_ms();
         self.record.update(|report| report.setup_time = setup);
         for number in 0.. {
@@ -85,7 +85,21 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
         unreachable!("the policy ends the rounds")
     }
 
-    /// Does what was decided after round.
+    /// The pages of round 0.
+    async fn first_pages(&mut self) -> Result<PageSet, MigrationError> {
+        let mut pages = match self.existing.take() {
+            Some(existing) => existing?,
+            None => self.memory.begin().await?,
+        };
+        if self.plan.quiesced {
+            // DMA that was under way when protection began is seen by no scan: it must be over before its pages are read.
+            let (written, _) = self.scan().await?;
+            pages.union_with(&written);
+        }
+        Ok(pages)
+    }
+
+    /// Does what was decided after a round.
     async fn act(
         &mut self,
         policy: &mut Policy,
