@@ -191,3 +191,34 @@ fn line(mover: &Mover, figures: &Figures, begun: Instant) -> String {
         begun.elapsed().as_secs_f64()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::bench::peers::Qemu;
+
+    #[test]
+    fn the_least_is_of_those_that_came_to_an_end() {
+        let args = Args::try_parse_from(["bench"]).unwrap();
+        let mut session = Session::new(&args);
+        let (network, guest) = (session.usual_network(), session.usual_guest());
+        let movers = Qemu::ALL.map(Mover::Qemu);
+        for (mover, times) in movers.iter().zip([&[900.0, 100.0, 500.0][..], &[400.0], &[]]) {
+            let mut series = series_of(network, &guest, mover);
+            series.runs = times.iter().map(|&time| Figures::sample(time, Vec::new())).collect();
+            series.failed = times.is_empty().then(|| "it takes longer".to_owned());
+            session.results.series.push(series);
+        }
+        let total = |figures: &Figures| figures.total_ms;
+        assert_eq!(session.median(network, &guest, &movers[0], total), Some(500.0));
+        assert_eq!(session.median(network, &guest, &movers[2], total), None);
+        let least = session.least(network, &guest, &movers, total);
+        assert_eq!(least, ("QEMU multifd 2".to_owned(), Some(400.0)));
+        assert_eq!(session.least(network, &guest, &movers[2..], total).1, None);
+        // The same on another network is something else.
+        let slow = Network { shape: Some("1gbit"), ..network };
+        assert!(session.series(slow, &guest, &movers[0]).is_none());
+    }
+}

@@ -107,6 +107,28 @@ impl Figures {
     }
 }
 
+#[cfg(test)]
+impl Figures {
+    /// A migration of which little is known.
+    pub fn sample(total_ms: f64, rounds: Vec<Round>) -> Self {
+        Self {
+            total_ms,
+            setup_ms: 10.0,
+            blackout_ms: 8.0,
+            told_blackout_ms: 8.0,
+            pre_copy_mib_s: None,
+            wire_bytes: 0,
+            cpu_s: 0.0,
+            softirq_s: 0.0,
+            side_cpu_s: [0.0; 2],
+            agent_bytes: [0; 2],
+            guest: None,
+            transport: None,
+            rounds,
+        }
+    }
+}
+
 impl Told {
     /// What xferry's report says.
     pub fn from_report(report: &Report) -> Result<Self> {

@@ -156,24 +156,6 @@ mod tests {
     use super::super::super::figures::Round;
     use super::*;
 
-    fn figures(total_ms: f64, rounds: Vec<Round>) -> Figures {
-        Figures {
-            total_ms,
-            setup_ms: 10.0,
-            blackout_ms: 8.0,
-            told_blackout_ms: 8.0,
-            pre_copy_mib_s: None,
-            wire_bytes: 0,
-            cpu_s: 0.0,
-            softirq_s: 0.0,
-            side_cpu_s: [0.0; 2],
-            agent_bytes: [0; 2],
-            guest: None,
-            transport: None,
-            rounds,
-        }
-    }
-
     fn series(mover: &str, memory_mib: [u64; 2], pages: u64, total_ms: f64) -> Series {
         Series {
             guest: "bare, random".into(),
@@ -181,7 +163,7 @@ mod tests {
             network: "MTU 9000".into(),
             pages_per_second: Some(pages),
             memory_mib,
-            runs: vec![figures(total_ms, Vec::new())],
+            runs: vec![Figures::sample(total_ms, Vec::new())],
             failed: None,
         }
     }
@@ -196,7 +178,7 @@ mod tests {
             dirtied_pages: 0,
             last: false,
         };
-        let points = steps(&figures(100.0, vec![round(512, 50.0), round(0, 5.0)]));
+        let points = steps(&Figures::sample(100.0, vec![round(512, 50.0), round(0, 5.0)]));
         let page = 1.0 / 256.0;
         assert_eq!(points, [(10.0, 2.0), (60.0, 2.0), (60.0, page), (65.0, page)]);
     }
