@@ -94,8 +94,6 @@ pub struct Policy {
     barren: u32,
     /// Rounds in which a better moment was waited for.
     waited: u32,
-    /// The shortest round so far.
-    shortest: Duration,
 }
 
 impl Policy {
@@ -111,7 +109,6 @@ impl Policy {
             least: u64::MAX,
             barren: 0,
             waited: 0,
-            shortest: Duration::MAX,
         }
     }
 
@@ -134,7 +131,6 @@ impl Policy {
     /// Takes note of a round that ended `elapsed` after the migration had begun, and decides.
     pub fn after(&mut self, round: &RoundFigures, elapsed: Duration) -> Judgement {
         self.estimate.learn(round);
-        self.shortest = self.shortest.min(round.duration);
         if !round.duration.is_zero() {
             // A guest that writes the same pages again and again shows its rate only when it is slowed down.
             let share = (f64::from(100 - self.throttle.percent()) / 100.0).max(LEAST_SHARE);
@@ -203,13 +199,13 @@ impl Policy {
 
     /// What is left fits the limit: whether to take it.
     fn fitting(&mut self, round: &RoundFigures, stalled: bool) -> Decision {
-        let at_minimum = round.remaining as f64 <= NEAR_MINIMUM * self.least as f64;
-        if at_minimum && self.gains_nothing(round) {
+        if self.not_worth_its_stun(round) {
             return Decision::SwitchOver;
         }
         if !stalled {
             return Decision::Continue;
         }
+        let at_minimum = round.remaining as f64 <= NEAR_MINIMUM * self.least as f64;
         // A guest that is being throttled has waited enough.
         if at_minimum || self.waited >= PATIENCE || !self.throttle.is_none() {
             return Decision::SwitchOver;
@@ -218,11 +214,12 @@ impl Policy {
         Decision::Continue
     }
 
-    /// Whether another round is expected to shorten the blackout by no more than its scan stops the VM, or not at all.
-    fn gains_nothing(&self, round: &RoundFigures) -> bool {
-        let Some(now) = self.estimate.sending(round.remaining) else { return false };
-        // However little there is to send, the guest has as long as the shortest round to write.
-        let later = (self.estimate.dirty_rate() * now.max(self.shortest).as_secs_f64()) as u64;
+    /// Whether another round would shorten the blackout by less than its scan stops the VM.
+    fn not_worth_its_stun(&self, round: &RoundFigures) -> bool {
+        let Some(now) = self.estimate.sending(round.remaining).filter(|_| !round.stun.is_zero()) else {
+            return false;
+        };
+        let later = (self.estimate.dirty_rate() * now.as_secs_f64()) as u64;
         let after = self.estimate.sending(later).unwrap_or(now);
         now.saturating_sub(after) <= round.stun
     }
