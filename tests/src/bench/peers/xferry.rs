@@ -10,6 +10,7 @@ use crate::bench::figures::Told;
 use crate::bench::guests::Guest;
 use crate::lab::plan::VM_NAME;
 use crate::lab::{Lab, Report, Side};
+use crate::scenario::with_cgroups;
 
 /// How its agents are set, and what it is told. Two of the same name must be the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,9 @@ impl Xferry {
         for side in Side::BOTH {
             let host = bed.lab.host(side);
             host.write_vm_command(Some(&bed.command(guest, side)?))?;
+            // A throttle is a limit of CPU time, set by cgroups.
+            let throttles = self.options.contains(&"--auto-converge");
+            host.launch_agent_by(with_cgroups().filter(|_| throttles).unwrap_or_default());
             let config = host.agent_config_on(self.transport[usize::from(side == Side::B)])?;
             host.start_agent_by(&format!("{}\n{config}", self.settings))?;
         }
