@@ -16,6 +16,8 @@ const MAX_BACKENDS: usize = 1024;
 const MAX_PARTS: usize = 16_384;
 /// Blocks of an image that are compared: the other side reads as many.
 const MAX_SAMPLES: usize = 64;
+/// Most ways of packing that a host may name.
+const MAX_CODECS: usize = 16;
 /// Most ciphers that a host may name.
 const MAX_CIPHERS: usize = 16;
 /// Most findings of a host.
@@ -131,6 +133,7 @@ fn facts(facts: &SourceFacts) -> Result<u64, String> {
 
 fn prepared(prepared: &Prepared) -> Result<(), String> {
     name("a transport", &prepared.transport)?;
+    most("ways of packing", prepared.unpacks.len(), MAX_CODECS)?;
     if prepared.port == 0 {
         return Err("the page stream's port is 0".into());
     }
@@ -164,6 +167,7 @@ fn lost(losses: &[LaneLosses]) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::{
+        datapath::Codec,
         fuzzing::seeds::{every_message, prepare as good},
         memory::Backend,
         preflight::{ImageFacts, Sample},
@@ -233,6 +237,13 @@ mod tests {
                 .contains("65 lanes")
         );
         assert!(Message::Abort { reason: "x".repeat(MAX_REASON + 1) }.check().is_err());
+        let mut examined = every_message().swap_remove(2);
+        if let Message::Examined(examined) = &mut examined
+            && let Some(prepared) = &mut examined.prepared
+        {
+            prepared.unpacks = vec![Codec::Lz4; 17];
+        }
+        assert!(examined.check().unwrap_err().contains("17 ways of packing"));
         let mut hello = Message::hello("a");
         if let Message::Hello { name, .. } = &mut hello {
             *name = "x".repeat(257);

@@ -104,7 +104,7 @@ fn filled_extents(file: &File, path: &Path, unit: u64) -> Result<Vec<Extent>, Me
     Ok(extents)
 }
 
-fn is_hugetlbfs(file: &File) -> bool {
+pub(super) fn is_hugetlbfs(file: &File) -> bool {
     // `f_type` has another width on other architectures.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "see above")]
     rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type as i64 == HUGETLBFS)

@@ -46,7 +46,8 @@ impl Mapping {
             move |source| MemoryError::File { operation, path, source }
         };
         let metadata = file.metadata().map_err(failed("read the size of"))?;
-        let (len, block) = (metadata.len(), metadata.blksize());
+        let len = metadata.len();
+        let block = if super::is_hugetlbfs(&file) { metadata.blksize() } else { PAGE_SIZE as u64 };
         let pages = len / PAGE_SIZE as u64;
         let protection = match access {
             Access::Read => ProtFlags::READ,
@@ -75,8 +76,8 @@ impl Mapping {
         self.pages
     }
 
-    /// Unit in which the kernel keeps the file's memory, and thus finds it dirty, bytes: the huge page of hugetlbfs, and of a
-    /// tmpfs with `huge=` (`hugetlbfs_get_inode` in `fs/hugetlbfs/inode.c`, `shmem_getattr` in `mm/shmem.c`).
+    /// Unit in which the kernel finds the file's memory dirty, bytes: the huge page of hugetlbfs (`hugetlbfs_get_inode` in
+    /// `fs/hugetlbfs/inode.c`), else 4 KiB: protecting huge pages of tmpfs splits their mappings (`pgtable_split_needed`, `mm/mprotect.c`).
     pub fn unit(&self) -> u64 {
         self.block
     }

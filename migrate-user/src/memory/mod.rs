@@ -20,6 +20,7 @@ mod zero;
 pub(crate) use vma::fuzz as fuzz_maps;
 
 pub use digest::{Digest, PageHashes};
+use extents::is_hugetlbfs;
 pub use extents::{Extent, data_chunks, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};
 pub use layout::{Backend, BackendPage, RamLayout};
