@@ -47,7 +47,7 @@ impl Qemu {
         monitor.call("migrate-set-parameters", parameters).map(drop)
     }
 
-    /// Moves the guest away from `source`, where it then still waits in its old QEMU.
+    /// Moves the guest away from `source`, and ends the old QEMU there, as xferry does and an operator would.
     pub fn migrate(self, bed: &Bed, guest: &Guest, source: Side) -> Result<Told> {
         let target = source.other();
         let mut incoming = bed.command(guest, target)?;
@@ -64,7 +64,10 @@ impl Qemu {
         loop {
             let answer = from.call("query-migrate", json!({}))?;
             match answer["status"].as_str() {
-                Some("completed") => return told(&answer),
+                Some("completed") => {
+                    bed.clear_guest(source)?;
+                    return told(&answer);
+                }
                 Some("failed" | "cancelled") => {
                     bail!("{}", answer["error-desc"].as_str().unwrap_or("it failed"))
                 }
