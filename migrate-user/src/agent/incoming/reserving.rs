@@ -11,7 +11,7 @@ const MAX_RESERVERS: usize = 8;
 /// not needed otherwise. Where there is none to spare, first touch costs least as pages are written ([`Reservation`](crate::memory::Reservation)).
 fn reservers(processors: usize, workers: usize, must: bool) -> usize {
     let spare = processors.saturating_sub(workers + 1) / 2;
-    spare.clamp(usize::from(must), MAX_RESERVERS)
+    spare.clamp(usize::from(must).max(1), MAX_RESERVERS)
 }
 
 /// Takes the memory of `chunks` beside the first round, by several threads by turns.
