@@ -7,11 +7,11 @@ use crate::{datapath::Inbound, migration::MigrationError};
 /// Threads that take memory ahead of the first round, at most.
 const MAX_RESERVERS: usize = 8;
 
-/// How many threads take memory ahead of `workers` that receive, on a host of so many processors: half of those that are
-/// not needed otherwise. Where there is none to spare, first touch costs least as pages are written ([`Reservation`](crate::memory::Reservation)).
+/// How many threads take memory ahead of `workers` that receive, on a host of so many processors: half of those that do not
+/// receive. Where there is none, first touch costs least as pages are written ([`Reservation`](crate::memory::Reservation)).
 fn reservers(processors: usize, workers: usize, must: bool) -> usize {
-    let spare = processors.saturating_sub(workers + 1) / 2;
-    spare.clamp(usize::from(must).max(1), MAX_RESERVERS)
+    let spare = processors.saturating_sub(workers).div_ceil(2);
+    spare.clamp(usize::from(must), MAX_RESERVERS)
 }
 
 /// Takes the memory of `chunks` beside the first round, by several threads by turns.
@@ -40,11 +40,9 @@ mod tests {
 
     #[test]
     fn only_spare_processors_take_memory_ahead() {
-        assert_eq!(
-            [1, 2, 3, 4, 8, 16, 128].map(|processors| reservers(processors, 1, false)),
-            [0, 0, 0, 1, 3, 7, 8]
-        );
+        let with = |processors| reservers(processors, 1, false);
+        assert_eq!([1, 2, 3, 4, 8, 16, 128].map(with), [0, 1, 1, 2, 4, 8, 8]);
         assert_eq!(reservers(8, 8, false), 0);
-        assert_eq!(reservers(2, 1, true), 1, "huge pages are always covered");
+        assert_eq!(reservers(2, 2, true), 1, "huge pages are always covered");
     }
 }
