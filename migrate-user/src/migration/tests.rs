@@ -708,6 +708,18 @@ async fn a_clean_migration_moves_everything() {
     }
 }
 
+/// DMA that was under way when tracking began is seen by no scan, and tracking need not wait for the destination.
+#[tokio::test]
+async fn tracking_begins_early_and_dma_ends_before_the_first_page_is_read() {
+    for quiesced in [false, true] {
+        let (_, world) = migrate(Fault::default(), None, quiesced).await;
+        let calls = world.lock().unwrap().calls.clone();
+        let first = |call| calls.iter().position(|&other| other == call).unwrap();
+        assert!(first(Call::Begin) < first(Call::OpenStream), "{calls:?}");
+        assert_eq!(calls[..first(Call::Send)].contains(&Call::Pause), quiesced, "{calls:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_breaks_at_any_message_loses_nothing() {
     let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;
