@@ -149,7 +149,7 @@ pub enum SendingChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TransportChoice {
-    /// AF_XDP where it can be had, else UDP sockets.
+    /// AF_XDP where the driver has zero-copy for it, else UDP sockets.
     #[default]
     Auto,
     /// AF_XDP or nothing.

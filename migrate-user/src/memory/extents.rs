@@ -14,8 +14,6 @@ use rustix::{fs::SeekFrom, io::Errno};
 
 use super::{Mapping, MemoryError, PageSet, RamLayout, is_zero};
 
-/// `HUGETLBFS_MAGIC` of `include/uapi/linux/magic.h`.
-const HUGETLBFS: i64 = 0x9584_58f6;
 /// Bytes of a huge page that are looked at in one go: what stays in a core's own cache.
 const PART: usize = 128 << 10;
 /// Unit of a file's `st_blocks`, bytes (stat(3type)).
@@ -58,7 +56,7 @@ pub fn data_extents(file: &File, path: &Path) -> Result<Vec<Extent>, MemoryError
 pub fn data_chunks(mapping: &Mapping, chunk: u64) -> Result<Vec<(u64, u64)>, MemoryError> {
     let (file, path) = (mapping.file(), mapping.path());
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    if is_hugetlbfs(file) {
+    if mapping.is_huge() {
         let extents = filled_extents(file, path, mapping.unit())?.into_iter();
         return Ok(extents.map(|extent| (extent.start / chunk, extent.end.div_ceil(chunk))).collect());
     }
@@ -104,12 +102,6 @@ fn filled_extents(file: &File, path: &Path, unit: u64) -> Result<Vec<Extent>, Me
     Ok(extents)
 }
 
-pub(super) fn is_hugetlbfs(file: &File) -> bool {
-    // `f_type` has another width on other architectures.
-    #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "see above")]
-    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type as i64 == HUGETLBFS)
-}
-
 /// Every page of a guest that exists in its RAM files; the others read as zero, and reading holes among them through a mapping
 /// would fill them. `mappings` in the layout's order.
 ///
@@ -120,7 +112,7 @@ pub fn existing_pages(layout: &RamLayout, mappings: &[Mapping]) -> Result<PageSe
     for (index, mapping) in mappings.iter().enumerate() {
         let first = layout.first_page(index);
         let limit = layout.first_page(index + 1);
-        let extents = match is_hugetlbfs(mapping.file()) {
+        let extents = match mapping.is_huge() {
             true => filled_extents(mapping.file(), mapping.path(), mapping.unit())?,
             false => data_extents(mapping.file(), mapping.path())?,
         };

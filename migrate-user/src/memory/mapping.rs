@@ -8,6 +8,9 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use super::{MemoryError, is_zero};
 use crate::checksum::Crc32c;
 
+/// `f_type` of hugetlbfs in statfs(2): `HUGETLBFS_MAGIC` of `include/uapi/linux/magic.h`.
+pub const HUGETLBFS: i64 = 0x9584_58f6;
+
 /// What a mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -20,7 +23,7 @@ pub enum Access {
 /// One memory backend's file, mapped shared.
 ///
 /// The bytes are never lent out as slices: the VMM's process writes to them at any time. They are copied in
-/// and out; a torn copy is harmless, since the write that tore it marks the page dirty again.
+/// and out, or summed up in here; a torn copy is harmless, since the write that tore it marks the page dirty again.
 pub struct Mapping {
     start: NonNull<u8>,
     pages: u64,
@@ -32,7 +35,7 @@ pub struct Mapping {
 
 // SAFETY: an owned mapping without thread affinity.
 unsafe impl Send for Mapping {}
-// SAFETY: all access is by copies of bytes that other processes change at any time anyway.
+// SAFETY: all access is by copies and sums of bytes that other processes change at any time anyway.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -47,7 +50,7 @@ impl Mapping {
         };
         let metadata = file.metadata().map_err(failed("read the size of"))?;
         let len = metadata.len();
-        let block = if super::is_hugetlbfs(&file) { metadata.blksize() } else { PAGE_SIZE as u64 };
+        let block = if is_hugetlbfs(&file) { metadata.blksize() } else { PAGE_SIZE as u64 };
         let pages = len / PAGE_SIZE as u64;
         let protection = match access {
             Access::Read => ProtFlags::READ,
@@ -80,6 +83,11 @@ impl Mapping {
     /// `fs/hugetlbfs/inode.c`), else 4 KiB: protecting huge pages of tmpfs splits their mappings (`pgtable_split_needed`, `mm/mprotect.c`).
     pub fn unit(&self) -> u64 {
         self.block
+    }
+
+    /// Whether that is more than a page: RAM on hugetlbfs.
+    pub fn is_huge(&self) -> bool {
+        self.unit() > PAGE_SIZE as u64
     }
 
     /// The file's path, for messages; the file itself may have been unlinked.
@@ -179,6 +187,12 @@ impl Mapping {
                 source: errno.into(),
             })
     }
+}
+
+fn is_hugetlbfs(file: &File) -> bool {
+    // `f_type` has another width on other architectures.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "see above")]
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type as i64 == HUGETLBFS)
 }
 
 impl Drop for Mapping {

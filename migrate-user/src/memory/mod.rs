@@ -20,11 +20,10 @@ mod zero;
 pub(crate) use vma::fuzz as fuzz_maps;
 
 pub use digest::{Digest, PageHashes};
-use extents::is_hugetlbfs;
 pub use extents::{Extent, data_chunks, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};
 pub use layout::{Backend, BackendPage, RamLayout};
-pub use mapping::{Access, Mapping};
+pub use mapping::{Access, HUGETLBFS, Mapping};
 pub use pagemap::{Pagemap, supports_scan};
 pub use pages::{AtomicPageSet, PageSet};
 pub use reservation::{RESERVE_CHUNK, Reservation, empty};

@@ -52,7 +52,7 @@ impl Reservation {
         let chunks = mapping.pages().div_ceil(RESERVE_CHUNK);
         Ok(Self {
             chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            by_file: mapping.unit() == PAGE_SIZE as u64,
+            by_file: !mapping.is_huge(),
         })
     }
 
@@ -81,6 +81,7 @@ impl Reservation {
         if self.by_file && !(self.covers(page) && self.covers(last)) {
             return write(mapping, page * PAGE_SIZE as u64 + offset as u64, pieces);
         }
+        // A frame's pages reach into two chunks at most.
         for page in [page, last] {
             self.cover(mapping, page)?;
         }
@@ -97,10 +98,12 @@ impl Reservation {
     /// # Errors
     /// [`MemoryError::NoRoom`] when the file system is full.
     pub fn zero(&self, mapping: &Mapping, page: u64) -> Result<(), MemoryError> {
-        if self.by_file || self.covers(page) {
-            return self.place(mapping, page, 0, PAGE_SIZE, std::iter::once(&[0; PAGE_SIZE][..]));
+        if self.covers(page) {
+            mapping.zero(page);
+        } else if self.by_file {
+            return write(mapping, page * PAGE_SIZE as u64, std::iter::once(&[0; PAGE_SIZE][..]));
         }
-        // What was never covered is a hole, and reads as zero already.
+        // What else was never covered is a hole, and reads as zero already.
         Ok(())
     }
 

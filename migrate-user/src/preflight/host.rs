@@ -5,12 +5,11 @@ use std::{fs::File, os::unix::fs::MetadataExt, path::Path};
 use super::{Backing, HostFacts, HugePool, NicFacts, Room};
 use crate::{
     files::{self, MAX_PROC},
-    memory::{MemoryError, RamFile},
+    memory::{HUGETLBFS, MemoryError, RamFile},
 };
 
 /// statfs(2), `f_type`.
 const TMPFS: i64 = 0x0102_1994;
-const HUGETLBFS: i64 = 0x9584_58f6;
 /// Unit of `st_blocks` (stat(2)), bytes.
 const BLOCK: u64 = 512;
 

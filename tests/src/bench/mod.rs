@@ -32,6 +32,7 @@ use anyhow::{Context, Result};
 pub use args::Args;
 use cases::Case;
 use check::Recorded;
+pub(crate) use figures::statistics::median;
 use results::Outcome;
 use session::Session;
 

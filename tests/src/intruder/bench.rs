@@ -9,10 +9,11 @@ use anyhow::{Context, Result, ensure};
 
 use super::program::{ProgramTime, Statistics};
 use super::{Flood, Intruder, Kind};
+use crate::bench::median;
 use crate::lab::plan::{INTRUDER_PORT, Side};
 use crate::lab::{Lab, LabConfig, VmConfig, run_tool};
 use crate::scenario::{Scenario, link};
-use crate::wire::bench::{Figures, MIB, median, read};
+use crate::wire::bench::{Figures, MIB, read};
 
 /// Nobody's address (locally administered), which the switch knows to be behind the port that the frame came from: it ends
 /// there.
@@ -132,8 +133,7 @@ fn migrate(scenario: &Scenario, intruder: &Intruder, source: Side, cell: Cell) -
 }
 
 fn print(cells: &[Cell], rows: &BTreeMap<usize, Vec<Row>>) {
-    let median =
-        |index: usize, of: fn(&Row) -> f64| median(rows.get(&index).into_iter().flatten().map(of).collect());
+    let median = |index: usize, of: fn(&Row) -> f64| median(rows.get(&index).into_iter().flatten().map(of));
     let quiet = median(0, |row| row.migration.pre_copy);
     let processors = thread::available_parallelism().map_or(1, usize::from) as f64;
     println!(

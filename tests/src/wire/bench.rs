@@ -11,6 +11,7 @@ use clap::Parser;
 use super::config::WireConfig;
 use super::line::Frame;
 use super::nic::PacketNic;
+use crate::bench::median;
 use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate};
 use crate::intruder::bench as flood;
 use crate::lab::plan::{MIGRATION_NIC, Side};
@@ -126,7 +127,7 @@ fn run(args: &Args) -> Result<()> {
     );
     let mut best = None;
     for (index, rows) in &figures {
-        let median = |of: fn(&Figures) -> f64| median(rows.iter().map(of).collect());
+        let median = |of: fn(&Figures) -> f64| median(rows.iter().map(of));
         let pre_copy = median(|row| row.pre_copy);
         let best = *best.get_or_insert(pre_copy);
         println!(
@@ -182,11 +183,6 @@ pub(crate) fn read(report: &Report) -> Result<Figures> {
         rounds: rounds.len() as f64,
         stalls: stalls.unwrap_or(f64::NAN),
     })
-}
-
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// What goes through the relay from packet socket to packet socket, MiB/s.

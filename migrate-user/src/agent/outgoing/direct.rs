@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use migrate_common::PAGE_SIZE;
-
 use super::{OutgoingHost, memory::GuestMemory};
 use crate::{
     agent::{
@@ -13,7 +11,7 @@ use crate::{
     },
     control::Prepared,
     datapath::{FrameLayout, LaidOut},
-    memory::existing_pages,
+    memory::{Mapping, existing_pages},
     xsk::Binding,
 };
 
@@ -83,16 +81,13 @@ impl OutgoingHost {
         if frames.frames_per_page > 1 {
             return Err(NotDirect::SmallMtu(mtu));
         }
-        let files = self.direct.files.descriptors();
-        // tmpfs has pages of the usual size, hugetlbfs its own.
-        let usual = |file| rustix::fs::fstatfs(file).is_ok_and(|system| system.f_bsize as usize == PAGE_SIZE);
-        if !files.iter().all(usual) {
+        if self.mappings.iter().any(Mapping::is_huge) {
             return Err(NotDirect::Huge);
         }
         let pages = LaidOut::of(&existing_pages(&self.layout, &self.mappings)?, &self.layout);
         if pages.pages() == 0 {
             return Err(NotDirect::Sparse);
         }
-        self.port.direct(frames, pages, &files)
+        self.port.direct(frames, pages, &self.direct.files.descriptors())
     }
 }

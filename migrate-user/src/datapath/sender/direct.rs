@@ -4,10 +4,10 @@ use std::iter::Peekable;
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, FrameKind, HEADER_LEN, PageDescriptor},
+    wire::{DESCRIPTOR_LEN, FrameKind, HEADER_LEN},
 };
 
-use super::{FrameNumber, LaneSender, SendError, check, round::Round};
+use super::{FrameNumber, LaneSender, SendError, check, packed::whole, round::Round};
 use crate::{
     checksum::Crc32c,
     datapath::{FeedbackRx, FrameSink, Protection, direct::Chain, protection::complete_apart},
@@ -42,14 +42,8 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 while places.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
                     let Some(number) = numbers.next() else { break };
                     let Some(place) = round.chain_page(number, chain) else { continue };
-                    let descriptor = PageDescriptor::Data {
-                        backend: place.backend,
-                        page: place.page,
-                        offset: 0,
-                        length: PAGE_SIZE as u16,
-                    };
                     let at = descriptors_at + places.len() * DESCRIPTOR_LEN;
-                    chain.head[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+                    chain.head[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
                     round.span(places.is_empty(), number);
                     places.push(place);
                 }

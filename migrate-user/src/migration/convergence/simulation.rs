@@ -216,6 +216,17 @@ fn a_guest_that_writes_flat_out_converges_under_a_throttle() {
     assert!(outcome.seconds < 30.0, "{outcome:?}");
 }
 
+/// A round in which as much was written as was sent.
+const STANDSTILL: RoundFigures = RoundFigures {
+    looked_at: GIB,
+    bytes: GIB * PAGE_SIZE as u64,
+    duration: Duration::from_secs(1),
+    dirtied: GIB,
+    remaining: GIB,
+    stun: Duration::ZERO,
+    limit: None,
+};
+
 #[test]
 fn what_no_throttle_helps_is_given_up_with_all_of_it() {
     // DMA, say: it does not need vCPUs.
@@ -223,16 +234,8 @@ fn what_no_throttle_helps_is_given_up_with_all_of_it() {
     impl Dma {
         fn run(mut policy: Policy) -> (Decision, Vec<u8>) {
             let mut throttles = Vec::new();
-            let figures = RoundFigures {
-                looked_at: GIB,
-                bytes: GIB * PAGE_SIZE as u64,
-                duration: Duration::from_secs(1),
-                dirtied: GIB,
-                remaining: GIB,
-                ..RoundFigures::default()
-            };
             for second in 1.. {
-                match policy.after(&figures, Duration::from_secs(second)).decision {
+                match policy.after(&STANDSTILL, Duration::from_secs(second)).decision {
                     Decision::Continue => {}
                     Decision::Throttle(throttle) => throttles.push(throttle.percent()),
                     decision => return (decision, throttles),
@@ -249,16 +252,8 @@ fn what_no_throttle_helps_is_given_up_with_all_of_it() {
 fn where_nothing_can_be_throttled_it_is_as_without() {
     let mut policy = Policy::new(flat_out().auto_converge().timeout(1, TimeoutAction::Throttle).wanted);
     policy.cannot_throttle();
-    let figures = RoundFigures {
-        looked_at: GIB,
-        bytes: GIB * PAGE_SIZE as u64,
-        duration: Duration::from_secs(1),
-        dirtied: GIB,
-        remaining: GIB,
-        ..RoundFigures::default()
-    };
     let decisions: Vec<Decision> =
-        (0..2).map(|second| policy.after(&figures, Duration::from_secs(second)).decision).collect();
+        (0..2).map(|second| policy.after(&STANDSTILL, Duration::from_secs(second)).decision).collect();
     assert_eq!(decisions, [Decision::Continue, Decision::TimeIsUp]);
 }
 

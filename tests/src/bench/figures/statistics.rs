@@ -1,7 +1,7 @@
 //! What is made of many runs.
 
 /// The middle value; of an even number the upper one of the two. NaN without values.
-pub(in crate::bench) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let values = sorted(values);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
