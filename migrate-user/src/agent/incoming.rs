@@ -524,7 +524,7 @@ impl DestinationHost for IncomingHost {
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
         let inbound = self.inbound()?;
         if let Some(hashes) = inbound.hashes() {
-            tokio::task::block_in_place(|| hashes.refresh(inbound.layout(), inbound.mappings()));
+            tokio::task::block_in_place(|| hashes.refresh(inbound.layout(), inbound.mappings()))?;
         }
         Ok(())
     }
