@@ -15,6 +15,9 @@ use super::{Mapping, MemoryError};
 /// Unit of reservation in pages (2 MiB).
 pub const RESERVE_CHUNK: u64 = 512;
 
+/// Pages allocated at once where pages are written meanwhile: writers wait so long (`inode_lock` in `shmem_fallocate`, mm/shmem.c).
+const STEP: usize = 64;
+
 /// Pieces that one call writes at most: 15 pages in receive buffers of 3840 bytes are 17.
 const PIECES: usize = 18;
 
@@ -130,11 +133,11 @@ impl Reservation {
     /// # Errors
     /// [`MemoryError::NoRoom`] when the file system is full.
     pub fn reserve(&self, mapping: &Mapping, page: u64, ahead: Ahead) -> Result<(), MemoryError> {
-        if self.by_file && ahead == Ahead::Allocated {
-            allocate(mapping, page).map(drop)
-        } else {
-            self.cover(mapping, page)
+        if !self.by_file || ahead == Ahead::Mapped {
+            return self.cover(mapping, page);
         }
+        let (start, end) = chunk_of(mapping, page);
+        (start..end).step_by(STEP).try_for_each(|at| allocate(mapping, at, (at + STEP as u64).min(end)))
     }
 
     /// Reserves the chunk of `page` and faults it into `mapping`. Safe to call from several threads.
@@ -145,7 +148,8 @@ impl Reservation {
         if self.covers(page) {
             return Ok(());
         }
-        let (start, end) = allocate(mapping, page)?;
+        let (start, end) = chunk_of(mapping, page);
+        allocate(mapping, start, end)?;
         mapping.populate(start, end)?;
         let chunk = page / RESERVE_CHUNK;
         if let Some(word) = self.chunks.get((chunk / 64) as usize) {
@@ -155,18 +159,17 @@ impl Reservation {
     }
 }
 
-/// Allocates the chunk of `page`. Returns its pages, `start..end`. Safe to call from several threads, also beside writers.
-fn allocate(mapping: &Mapping, page: u64) -> Result<(u64, u64), MemoryError> {
+/// The pages of the chunk of `page`, `start..end`.
+fn chunk_of(mapping: &Mapping, page: u64) -> (u64, u64) {
     let start = page / RESERVE_CHUNK * RESERVE_CHUNK;
-    let end = (start + RESERVE_CHUNK).min(mapping.pages());
-    rustix::fs::fallocate(
-        mapping.file(),
-        FallocateFlags::KEEP_SIZE,
-        start * PAGE_SIZE as u64,
-        (end - start) * PAGE_SIZE as u64,
-    )
-    .map_err(|errno| failure(mapping, "reserve memory in", errno))?;
-    Ok((start, end))
+    (start, (start + RESERVE_CHUNK).min(mapping.pages()))
+}
+
+/// Allocates pages `start..end`. Safe to call from several threads, also beside writers.
+fn allocate(mapping: &Mapping, start: u64, end: u64) -> Result<(), MemoryError> {
+    let (at, len) = (start * PAGE_SIZE as u64, (end - start) * PAGE_SIZE as u64);
+    rustix::fs::fallocate(mapping.file(), FallocateFlags::KEEP_SIZE, at, len)
+        .map_err(|errno| failure(mapping, "reserve memory in", errno))
 }
 
 fn failure(mapping: &Mapping, operation: &'static str, errno: Errno) -> MemoryError {
