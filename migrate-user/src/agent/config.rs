@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::socket::SocketGroup;
 use crate::{
+    cpus::CpuList,
     datapath::{Cipher, Encryption, Offer},
     files::{self, MAX_CONFIG},
     migration::Limits,
@@ -124,6 +125,10 @@ pub struct MigrationConfig {
     pub port: u16,
     /// Queues to use at most; all of the NIC's when not given.
     pub queues: Option<u32>,
+    /// Channels that the NIC is given for as long as the agent runs; as many as it has when not given.
+    pub channels: Option<u32>,
+    /// Processors for the threads that move pages; those of the NIC's node when not given.
+    pub cpus: Option<CpuList>,
     /// By what frames get on and off the NIC.
     #[serde(default)]
     pub transport: TransportChoice,
@@ -278,6 +283,11 @@ impl AgentConfig {
         }
         if config.migration.port == 0 {
             return Err("[migration] port is 0: give a UDP port".into());
+        }
+        if config.migration.channels == Some(0) {
+            return Err(
+                "[migration] channels is 0: give at least 1, or leave it out to keep what the NIC has".into(),
+            );
         }
         Ok(config)
     }

@@ -169,6 +169,7 @@ impl IncomingHost {
             self.agent.write_journal(move |journal| journal.wait(session)).await?;
         }
         let prepared = self.open_session(request, layout, mappings, reservations)?;
+        let _placed = self.agent.port.place();
         self.reservers = reserving::start(self.inbound()?, &request.populated, self.agent.port.lanes())?;
         Ok(prepared)
     }
