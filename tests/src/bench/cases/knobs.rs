@@ -1,4 +1,4 @@
-//! Settings of the kernel at the receiving NIC, by AF_XDP.
+//! Settings of the kernel at the receiving NIC, by AF_XDP, and a processor for each host.
 
 use anyhow::Result;
 
@@ -14,11 +14,12 @@ const SHORT: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_tim
 const LONG: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
 /// Each sets everything that another sets. The first is what the others are compared with.
-const KNOBS: [Xferry; 4] = [
+const KNOBS: [Xferry; 5] = [
     knob("as it is", &[THREADED[0], NEVER[0], NEVER[1]]),
     knob("NAPI threaded", &[THREADED[1], NEVER[0], NEVER[1]]),
     knob("deferred 20 µs", &[THREADED[0], SHORT[0], SHORT[1]]),
     knob("deferred 200 µs", &[THREADED[0], LONG[0], LONG[1]]),
+    Xferry { cpus: ["0", "1"], ..knob("a processor each", &[THREADED[0], NEVER[0], NEVER[1]]) },
 ];
 
 const fn knob(name: &'static str, receiver: &'static [(&'static str, &'static str)]) -> Xferry {

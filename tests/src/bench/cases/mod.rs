@@ -138,7 +138,7 @@ pub(super) const ALL: &[Case] = &[
     },
     Case {
         name: "knobs",
-        about: "settings of the kernel at the receiving NIC, by AF_XDP",
+        about: "settings of the kernel at the receiving NIC, by AF_XDP; a processor for each host",
         when: When::ByName,
         run: knobs::run,
     },
