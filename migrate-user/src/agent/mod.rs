@@ -11,6 +11,7 @@ mod outgoing;
 mod placement;
 mod port;
 mod ram;
+mod running;
 mod security;
 mod settle;
 mod socket;
@@ -22,13 +23,13 @@ pub use api::{
 };
 pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer, TransportChoice};
 pub use port::{Port, PortStatus};
+pub use running::run;
 pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
 pub use socket::{SocketGroup, SocketStatus};
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -38,7 +39,6 @@ use crate::{
     control::{self, ControlError},
     datapath::Bandwidth,
     migration::{Cancel, DestinationMigration, Journal, Limits, MigrationError},
-    network::ChangedChannels,
     preflight::{self, Check, Finding},
     privileges,
     report::{Recorder, Report, Status},
@@ -464,39 +464,6 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
             }
         }
     }
-}
-
-/// Reads the configuration file and serves.
-///
-/// # Errors
-/// [`AgentError`].
-pub fn run(config: &Path) -> Result<(), AgentError> {
-    // QEMU makes RAM files that everybody may read (0644), and inherits this.
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let config = AgentConfig::read(config)?;
-    privileges::check(&privileges::AGENT)?;
-    let threads = || tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
-    let no_threads = |error| AgentError::Host(format!("the agent cannot start threads: {error}"));
-    let runtime = threads().map_err(no_threads)?;
-    let channels = runtime.block_on(give_channels(&config.migration))?;
-    let served = runtime.block_on(Agent::serve(config));
-    // A driver takes no queue away that an AF_XDP socket is bound to, and the last of these goes with the last task.
-    drop(runtime);
-    if let Some(channels) = channels {
-        let given = threads().map_err(no_threads)?.block_on(channels.give_back());
-        given.unwrap_or_else(|error| tracing::warn!("{error}"));
-    }
-    served
-}
-
-/// Gives the NIC the channels that are configured, if any are.
-async fn give_channels(config: &config::MigrationConfig) -> Result<Option<ChangedChannels>, AgentError> {
-    let Some(wanted) = config.channels else { return Ok(None) };
-    let changed = ChangedChannels::set(&config.interface, wanted).await.map_err(MigrationError::from)?;
-    if changed.is_some() {
-        tracing::info!(interface = config.interface, channels = wanted, "channels set until the agent ends");
-    }
-    Ok(changed)
 }
 
 impl AgentError {
