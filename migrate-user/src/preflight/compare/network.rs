@@ -70,15 +70,15 @@ fn xdp(hosts: Hosts<'_>, source: &NicFacts, destination: &NicFacts) -> Finding {
         let reason = nic.fallback.as_ref()?;
         Some(format!("the migration NIC of {host} uses UDP sockets: {reason}"))
     });
-    let found: Vec<String> = fallen.collect();
-    if !found.is_empty() {
+    let fallen: Vec<String> = fallen.collect();
+    let found = hosts.both(describe(source), describe(destination));
+    if !fallen.is_empty() {
         return Finding::warning(
             Check::Xdp,
-            found.join("; "),
+            format!("{}; {found}", fallen.join("; ")),
             "mend that and restart the agent there, or say that it is meant: [migration] transport = \"udp\"",
         );
     }
-    let found = hosts.both(describe(source), describe(destination));
     if source.xdp_mode == "generic" || destination.xdp_mode == "generic" {
         return Finding::warning(
             Check::Xdp,
