@@ -161,7 +161,9 @@ mod tests {
             b.host.nic.transport = Transport::Udp;
             b.host.nic.fallback = Some("mig0 already has an XDP program".into());
         });
-        says(&fallen, Verdict::Warning, &["host-b uses UDP sockets: mig0 already has", "restart the agent"]);
+        let words =
+            ["host-b uses UDP sockets: mig0 already has", "2 queue(s) on host-a", "restart the agent"];
+        says(&fallen, Verdict::Warning, &words);
     }
 
     #[test]
