@@ -112,6 +112,11 @@ pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(config) = AgentConfig::parse(text) {
         assert!(config.migration.port != 0 && !config.ciphers.is_empty());
+        assert_ne!(config.migration.channels, Some(0));
+        if let Some(cpus) = &config.migration.cpus {
+            assert!(cpus.count() > 0, "somewhere to run");
+            assert_eq!(cpus.to_string().parse().as_ref(), Ok(cpus), "written as it is read");
+        }
         if config.insecure {
             let everybody = config.allow.send.is_none() && config.allow.receive.is_none();
             assert!(everybody && config.encryption != Some(Encryption::Required), "without certificates");

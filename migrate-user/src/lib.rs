@@ -22,6 +22,7 @@ pub mod accounts;
 pub mod agent;
 mod checksum;
 pub mod control;
+mod cpus;
 pub mod datapath;
 mod files;
 #[cfg(any(test, fuzzing))]

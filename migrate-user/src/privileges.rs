@@ -24,7 +24,7 @@ const NET_ADMIN: Capability = Capability {
     name: "CAP_NET_ADMIN",
     bit: 12,
     included_in: None,
-    purpose: "attaching the XDP program to the migration NIC",
+    purpose: "attaching the XDP program to the migration NIC, and setting its channels",
 };
 const BPF: Capability = Capability {
     name: "CAP_BPF",

@@ -1,12 +1,15 @@
 //! AF_XDP at one end, UDP sockets at the other, or at both: the frames are the same.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use xferry_lab::guest::GuestKind;
 use xferry_lab::lab::plan::MIGRATION_NIC;
-use xferry_lab::lab::{Encryption, Host, LabConfig, Report, Side, wait_for};
+use xferry_lab::lab::{Encryption, Host, Lab, LabConfig, Report, Side, wait_for};
 use xferry_lab::scenario::{Scenario, Workload, bare, ip, skipped, status};
 use xferry_lab::wire::{Faults, WireConfig};
 
@@ -217,4 +220,53 @@ fn encrypted_pages_are_staged() {
 
 fn port(host: &Host) -> Value {
     status(host).unwrap()["port"].clone()
+}
+
+/// The agent gives the NIC the channels that are configured, and back those that it had; what cannot be is refused. Its threads
+/// that move pages run where they should.
+#[test]
+fn channels_and_processors() {
+    if skipped("channels_and_processors", GuestKind::Bare) {
+        return;
+    }
+    let lab = Lab::new(LabConfig { queues: 2, transport: ["udp"; 2], ..LabConfig::for_test() }).unwrap();
+    let host = &lab.a;
+    let saying = |settings: &str| {
+        let config = host.agent_config().unwrap();
+        host.start_agent_by(&config.replace("[migration]\n", &format!("[migration]\n{settings}\n")))
+    };
+    let error = format!("{:#}", saying("channels = 3").unwrap_err());
+    assert!(error.contains("mig0 cannot have 3: it has 2 receive and send channels at most"), "{error}");
+    let error = format!("{:#}", saying("cpus = \"0,1020-1021\"").unwrap_err());
+    assert!(error.contains("[migration] cpus: there is no processor 1020-1021"), "{error}");
+    assert_eq!(channels(host), 2, "nothing changed");
+    saying("channels = 1\ncpus = \"0\"").unwrap();
+    assert_eq!(channels(host), 1);
+    assert_eq!(status(host).unwrap()["port"]["cpus"], "0");
+    assert_eq!(processors(host.agent_pid().unwrap(), "receive-0").as_deref(), Some("0"));
+    host.signal_agent(Signal::TERM).unwrap();
+    wait_for("the channels that were there", LIMIT, || Ok((channels(host) == 2).then_some(()))).unwrap();
+}
+
+/// Receive queues of a host's migration NIC. `ip netns exec` mounts the namespace's own `/sys`.
+fn channels(host: &Host) -> usize {
+    let queues = format!("/sys/class/net/{MIGRATION_NIC}/queues");
+    let listed =
+        Command::new("ip").args(["netns", "exec", &host.namespace(), "ls", &queues]).output().unwrap();
+    String::from_utf8(listed.stdout).unwrap().lines().filter(|name| name.starts_with("rx-")).count()
+}
+
+/// Processors on which the thread of that name may run.
+fn processors(process: u32, name: &str) -> Option<String> {
+    let statuses = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|thread| {
+        let status = thread.unwrap().path().join("status");
+        fs::read_to_string(status).unwrap_or_default()
+    });
+    let field = |status: &str, field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        Some(line.trim().to_owned())
+    };
+    statuses
+        .filter(|status| field(status, "Name:").as_deref() == Some(name))
+        .find_map(|status| field(&status, "Cpus_allowed_list:"))
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::socket::SocketGroup;
 use crate::{
+    cpus::CpuList,
     datapath::{Cipher, Encryption, Offer},
     files::{self, MAX_CONFIG},
     migration::Limits,
@@ -124,6 +125,10 @@ pub struct MigrationConfig {
     pub port: u16,
     /// Queues to use at most; all of the NIC's when not given.
     pub queues: Option<u32>,
+    /// Channels that the NIC is given for as long as the agent runs; as many as it has when not given.
+    pub channels: Option<u32>,
+    /// Processors for the threads that move pages; those of the NIC's node when not given.
+    pub cpus: Option<CpuList>,
     /// By what frames get on and off the NIC.
     #[serde(default)]
     pub transport: TransportChoice,
@@ -279,6 +284,11 @@ impl AgentConfig {
         if config.migration.port == 0 {
             return Err("[migration] port is 0: give a UDP port".into());
         }
+        if config.migration.channels == Some(0) {
+            return Err(
+                "[migration] channels is 0: give at least 1, or leave it out to keep what the NIC has".into(),
+            );
+        }
         Ok(config)
     }
 
@@ -410,6 +420,7 @@ max-arriving = 2
         let config = AgentConfig::parse(GOOD).unwrap();
         assert_eq!(config.migration.port, DATA_PORT);
         assert_eq!(config.migration.transport, TransportChoice::Auto);
+        assert_eq!((config.migration.channels, &config.migration.cpus), (None, &None));
         assert_eq!((config.announce.rounds, config.announce.initial), (9, 50));
         assert_eq!((config.limits.round, config.limits.hello), (3, 5));
         assert_eq!(config.socket_group, None);
@@ -484,9 +495,9 @@ max-arriving = 2
         }
         let config = AgentConfig::parse(EXAMPLE).unwrap();
         assert_eq!(config.peer("host-b").unwrap().name.as_deref(), Some("host-b"));
-        // What is commented out says what holds without it.
-        let lines =
-            EXAMPLE.lines().filter(|line| !line.starts_with("# queues") && !line.starts_with("# max-arr"));
+        // What is commented out says what holds without it, but for these.
+        let numbers = ["# queues", "# channels", "# cpus", "# max-arr"];
+        let lines = EXAMPLE.lines().filter(|line| !numbers.iter().any(|name| line.starts_with(name)));
         let text: String = lines.map(|line| format!("{}\n", setting(line).unwrap_or(line))).collect();
         let all = AgentConfig::parse(&text).unwrap();
         assert_eq!(all.socket_group, Some(SocketGroup::Name(super::super::socket::DEFAULT_GROUP.into())));
@@ -510,6 +521,10 @@ max-arriving = 2
         let problem = |from: &str, to: &str| AgentConfig::parse(&GOOD.replace(from, to)).unwrap_err();
         assert!(problem("interface", "interfase").contains("interfase"));
         assert!(problem("10.0.0.1:4790", "10.0.0.1").contains("listen"));
+        assert!(problem("[peers]", "channels = 0\n[peers]").contains("channels is 0"));
+        assert!(problem("[peers]", "channels = -1\n[peers]").contains("channels = -1"));
+        let cpus = problem("[peers]", "cpus = \"2-5,x\"\n[peers]");
+        assert!(cpus.contains("cpus = ") && cpus.contains("\"x\" is neither a processor"), "{cpus}");
         assert!(problem("[peers]", "transport = \"tcp\"\n[peers]").contains("`auto`, `af-xdp`, `udp`"));
         assert!(problem("round = 3", "round = 0").contains("round is 0"));
         assert!(problem("round = 3", &format!("round = {}", i64::MAX)).contains("30 days"));

@@ -143,7 +143,7 @@ impl IncomingHost {
             self.agent.write_journal(move |journal| journal.wait(session)).await?;
         }
         let (mut stream, prepared) = Stream::open(&self.agent, request, self.secret.as_ref(), memory)?;
-        let reserving = stream.reserve(&request.populated, self.agent.port.lanes());
+        let reserving = stream.reserve(&self.agent.port, &request.populated);
         self.stream = Some(stream);
         reserving.map(|()| prepared)
     }

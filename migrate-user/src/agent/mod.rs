@@ -8,8 +8,10 @@ mod history;
 mod incoming;
 mod link;
 mod outgoing;
+mod placement;
 mod port;
 mod ram;
+mod running;
 mod security;
 mod settle;
 mod socket;
@@ -21,13 +23,13 @@ pub use api::{
 };
 pub use config::{AdmissionConfig, AgentConfig, AllowConfig, ConfigError, Peer, TransportChoice};
 pub use port::{Port, PortStatus};
+pub use running::run;
 pub use security::CertificateStatus;
 pub use settle::{Choice, Unsettled};
 pub use socket::{SocketGroup, SocketStatus};
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -114,7 +116,6 @@ impl Agent {
     /// When the NIC, the control address or the API socket cannot be had.
     pub async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         let host = |error: std::io::Error| AgentError::Host(format!("the agent cannot run: {error}"));
-        privileges::check(&privileges::AGENT)?;
         if !crate::memory::supports_scan() {
             return Err(AgentError::Host(
                 "this kernel has no PAGEMAP_SCAN, without which dirty pages cannot be tracked from outside: Linux 6.7 or later is needed".into(),
@@ -463,16 +464,6 @@ async fn accept(listener: tokio::net::TcpListener, agent: Arc<Agent>) {
             }
         }
     }
-}
-
-/// Reads the configuration file and serves.
-///
-/// # Errors
-/// [`AgentError`].
-pub async fn run(config: &Path) -> Result<(), AgentError> {
-    // QEMU makes RAM files that everybody may read (0644), and inherits this.
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    Agent::serve(AgentConfig::read(config)?).await
 }
 
 impl AgentError {

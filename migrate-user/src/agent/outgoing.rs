@@ -424,6 +424,7 @@ impl SourceHost for OutgoingHost {
         }
         Ok(OutgoingStream {
             lanes: senders,
+            placement: self.agent.port.placement().clone(),
             frames,
             bandwidth: self.bandwidth.clone(),
             stop: Arc::new(AtomicBool::new(false)),

@@ -12,6 +12,7 @@ use super::{
     AgentError,
     config::MigrationConfig,
     link::{Link, NotDirect, Outlet, UdpLink, XdpLink, log_xdp},
+    placement::{Placed, Placement},
     worker::{Command, Worker},
 };
 use crate::{
@@ -35,6 +36,7 @@ pub struct Port {
     /// Why it is not AF_XDP though that was wanted.
     fallback: Option<String>,
     workers: Vec<Worker>,
+    placement: Placement,
     /// Those that are being received, and some that were.
     inbounds: Mutex<Vec<Weak<Inbound>>>,
 }
@@ -71,6 +73,8 @@ pub struct PortStatus {
     pub multi_buffer: bool,
     /// Sockets that receive.
     pub queues: usize,
+    /// Processors of the threads that move pages, and why these; nothing where they run on any.
+    pub cpus: Option<String>,
     /// Frames to the data port that the XDP program dropped, or what stands in for it.
     pub drops: Vec<DropCount>,
     /// Frames that reached userspace and were not whole.
@@ -94,6 +98,9 @@ impl Port {
         fallback: Option<String>,
     ) -> Result<Self, AgentError> {
         let nic = Nic::read(&config.interface).map_err(MigrationError::from)?;
+        let placement = Placement::new(config.cpus.as_ref(), &nic.name)?;
+        // Workers are started here, and buffers taken.
+        let placed = placement.enter();
         let (link, workers) = match transport {
             Transport::AfXdp => {
                 let (link, sources) = XdpLink::open(&nic, config)?;
@@ -104,8 +111,19 @@ impl Port {
                 (Link::Udp(link), start(sources, &nic)?)
             }
         };
+        drop(placed);
         let inbounds = Mutex::default();
-        Ok(Self { data_port: config.port, link, fallback, workers, inbounds, nic })
+        Ok(Self { data_port: config.port, link, fallback, workers, placement, inbounds, nic })
+    }
+
+    /// Moves the calling thread to where pages are moved, until the returned value is dropped.
+    pub(super) fn place(&self) -> Placed {
+        self.placement.enter()
+    }
+
+    /// Where that is.
+    pub(super) fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Passes on what the XDP program logs, where there is one, for as long as the agent runs.
@@ -177,11 +195,12 @@ impl Port {
     /// One line about how frames are received here.
     pub(super) fn describe(&self) -> String {
         let (name, queues) = (&self.nic.name, self.workers.len());
+        let cpus = self.placement.describe().map(|cpus| format!(", processors {cpus}")).unwrap_or_default();
         match self.link.transport() {
             // Why, the preflight says.
-            Transport::Udp => format!("UDP sockets on {name}, {queues} queue(s)"),
+            Transport::Udp => format!("UDP sockets on {name}, {queues} queue(s){cpus}"),
             Transport::AfXdp => format!(
-                "AF_XDP on {name}, XDP {}, {}, {queues} queue(s)",
+                "AF_XDP on {name}, XDP {}, {}, {queues} queue(s){cpus}",
                 self.xdp_mode(),
                 if self.binding().zero_copy { "zero-copy" } else { "copy mode" },
             ),
@@ -260,6 +279,7 @@ impl Port {
         pages: LaidOut,
         files: &[BorrowedFd<'_>],
     ) -> Result<Outlet, NotDirect> {
+        let _placed = self.place();
         self.link.direct(&self.nic, frames, pages, files)
     }
 
@@ -287,6 +307,7 @@ impl Port {
             zero_copy: self.binding().zero_copy,
             multi_buffer: self.binding().multi_buffer,
             queues: self.lanes(),
+            cpus: self.placement.describe(),
             drops: self.link.drops(),
             corrupt: self.workers.iter().map(Worker::damaged).sum(),
             corrupt_by_queue: self.workers.iter().map(Worker::damaged).collect(),

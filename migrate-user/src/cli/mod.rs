@@ -11,7 +11,7 @@ mod show;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use client::Client;
@@ -35,6 +35,13 @@ enum Command {
         #[arg(long, default_value = "/etc/xferry/agent.toml")]
         config: PathBuf,
     },
+    #[command(flatten)]
+    Other(Errand),
+}
+
+/// What ends by itself.
+#[derive(Debug, Subcommand)]
+enum Errand {
     /// Would a migration work? Does everything up to the first page, takes it back, and shows every check with a
     /// remedy. Exit code 0: it can go, 1: refused, 2: could not tell
     Check(check::CheckArgs),
@@ -74,21 +81,29 @@ enum Command {
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn run(cli: Cli) -> Result<u8> {
-    let client = Client::new(cli.socket);
+pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Agent { config } => {
-            xferry::agent::run(&config).await?;
+            xferry::agent::run(&config)?;
             Ok(0)
         }
-        Command::Pki(command) => pki::run(command),
-        Command::Load(arguments) => load::run(&arguments),
-        Command::Set(arguments) => set::run(&client, arguments).await,
-        Command::Resolve(arguments) => resolve::run(&client, arguments).await,
-        Command::Migrate(arguments) => migrate::run(&client, arguments).await,
-        Command::Check(arguments) => Ok(check::run(&client, arguments).await),
-        Command::Status { json } => show::status(&client, json).await,
-        Command::Report { id, json } => show::report(&client, id.as_deref(), json).await,
-        Command::Cancel { id } => show::cancel(&client, id.as_deref()).await,
+        Command::Other(errand) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+            runtime.context("cannot start threads")?.block_on(carry_out(errand, Client::new(cli.socket)))
+        }
+    }
+}
+
+async fn carry_out(errand: Errand, client: Client) -> Result<u8> {
+    match errand {
+        Errand::Pki(command) => pki::run(command),
+        Errand::Load(arguments) => load::run(&arguments),
+        Errand::Set(arguments) => set::run(&client, arguments).await,
+        Errand::Resolve(arguments) => resolve::run(&client, arguments).await,
+        Errand::Migrate(arguments) => migrate::run(&client, arguments).await,
+        Errand::Check(arguments) => Ok(check::run(&client, arguments).await),
+        Errand::Status { json } => show::status(&client, json).await,
+        Errand::Report { id, json } => show::report(&client, id.as_deref(), json).await,
+        Errand::Cancel { id } => show::cancel(&client, id.as_deref()).await,
     }
 }

@@ -35,6 +35,9 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
         transport(port),
         port["queues"]
     );
+    if let Some(cpus) = port["cpus"].as_str() {
+        println!("  pages are moved on processors {cpus}");
+    }
     if let Some(reason) = port["fallback"].as_str() {
         println!("  NO AF_XDP: {reason}");
     }

@@ -25,7 +25,7 @@ pub trait FrameSink: Send {
     }
 }
 
-/// Frames a batch holds before the kernel is called: its own budget per call, `TX_BATCH_SIZE` of net/xdp/xsk.c.
+/// Frames a batch holds before the kernel is called, where one call sends as many.
 const BATCH: u32 = 32;
 
 /// An AF_XDP socket's sending half as sink: pages are staged in its UMEM.
@@ -81,7 +81,7 @@ impl XskSink {
             unsent = send(&mut self.queue, slot);
         }
         self.unkicked += 1;
-        if self.unkicked >= BATCH {
+        if self.unkicked >= BATCH || self.queue.is_full_call() {
             self.kick()?;
         }
         Ok(())

@@ -66,6 +66,8 @@ listen = "10.0.0.1:4790"
 interface = "eno2"
 port = 4791
 queues = 2
+channels = 4
+cpus = "0-7:1/2,9"
 [peers]
 host-b = "10.0.0.2:4790"
 [announce]

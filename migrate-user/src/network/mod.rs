@@ -2,6 +2,7 @@
 
 mod announce;
 mod bouncer;
+mod channels;
 mod gateway;
 mod nic;
 mod transport;
@@ -9,6 +10,7 @@ mod uplink;
 
 pub use announce::{AnnounceSchedule, Announcer, announcement};
 pub use bouncer::{AttachMode, Bouncer, DropCount};
+pub use channels::ChangedChannels;
 pub use gateway::gateway_mac;
 pub use nic::{Mac, Nic};
 pub use transport::Transport;
@@ -37,6 +39,26 @@ pub enum NetworkError {
         interface: String,
         /// Why not.
         source: std::io::Error,
+    },
+    /// A NIC cannot have such channels.
+    #[error("[migration] channels: {interface} cannot have {wanted}: {problem}")]
+    Channels {
+        /// Interface.
+        interface: String,
+        /// How many were wanted.
+        wanted: u32,
+        /// What it offers or its driver says, with the remedy.
+        problem: String,
+    },
+    /// A NIC still has the channels that the agent gave it.
+    #[error("{interface} still has the agent's channels: {problem}; give it back its own by `{command}`")]
+    ChannelsKept {
+        /// Interface.
+        interface: String,
+        /// What stands in the way.
+        problem: String,
+        /// What does it by hand.
+        command: String,
     },
     /// Another XDP program is there.
     #[error(

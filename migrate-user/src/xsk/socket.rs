@@ -1,7 +1,7 @@
 //! Creating, binding and asking an AF_XDP socket.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::NonNull,
     sync::{Arc, atomic::AtomicU32},
 };
@@ -23,7 +23,7 @@ use super::{
     XskError,
     ring::{Consumer, Producer, RingMemory, RingParts},
     rx::RxQueue,
-    tx::TxQueue,
+    tx::{TX_BATCH_SIZE, TxQueue},
     umem::{CHUNK_SIZE, Umem},
 };
 
@@ -287,7 +287,7 @@ impl<'a> Unbound<'a> {
             config.tx_slot_chunks,
             Some(Arc::clone(fd)),
         );
-        Ok((Producer::new(fill), tx))
+        Ok((Producer::new(fill), tx.with_budget(raise_tx_budget(fd, sizes.tx))))
     }
 
     fn receiving(&self, fill: Producer<u64>, umem: Umem) -> Result<RxQueue, XskError> {
@@ -333,6 +333,25 @@ impl RingSizes {
         // All chunks in flight fit every ring: neither filling nor completing can ever find one full.
         Ok(Self { fill: config.rx_chunks.max(1), completion: tx, rx: config.rx_chunks, tx })
     }
+}
+
+/// `XDP_MAX_TX_SKB_BUDGET` of `include/uapi/linux/if_xdp.h`, since Linux 6.17.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// Lets one call of the kernel send all descriptors of a TX ring of that size in copy mode. Returns how many it sends.
+fn raise_tx_budget(fd: &OwnedFd, ring: u32) -> u32 {
+    // SAFETY: the option is a 32-bit integer, of which the kernel reads as many bytes as it is told.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_XDP,
+            XDP_MAX_TX_SKB_BUDGET,
+            (&raw const ring).cast(),
+            size_of_val(&ring) as libc::socklen_t,
+        )
+    };
+    // An older kernel does not know it; one that does takes no less than 32.
+    if result == 0 { ring } else { TX_BATCH_SIZE }
 }
 
 fn map_ring<T>(

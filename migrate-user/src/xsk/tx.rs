@@ -9,6 +9,9 @@ use super::{
     umem::{CHUNK_SIZE, Umem},
 };
 
+/// Descriptors that one call of the kernel sends in copy mode where nothing else is agreed: net/xdp/xsk.c.
+pub(super) const TX_BATCH_SIZE: u32 = 32;
+
 /// A place for one frame: contiguous chunks of the UMEM, ours until it is sent.
 #[derive(Debug)]
 pub struct TxSlot {
@@ -44,6 +47,10 @@ pub struct TxQueue {
     free: VecDeque<u32>,
     /// Per slot: chunks of it that the kernel still holds.
     outstanding: Vec<u8>,
+    /// Descriptors that one call of the kernel sends.
+    budget: u32,
+    /// Descriptors queued since the last call.
+    unkicked: u32,
 }
 
 impl TxQueue {
@@ -65,8 +72,20 @@ impl TxQueue {
             slot_chunks,
             free: (0..slots).collect(),
             outstanding: vec![0; slots as usize],
+            budget: TX_BATCH_SIZE,
+            unkicked: 0,
             socket,
         }
+    }
+
+    /// The same where one call of the kernel sends so many descriptors.
+    pub(super) fn with_budget(self, budget: u32) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// Whether another frame could be more than the next [`kick`](Self::kick) sends: what it leaves behind waits for one after it.
+    pub fn is_full_call(&self) -> bool {
+        self.unkicked + self.slot_chunks > self.budget
     }
 
     /// Longest frame a slot holds, bytes.
@@ -145,9 +164,11 @@ impl TxQueue {
         own: u8,
         descriptors: impl ExactSizeIterator<Item = XdpDesc>,
     ) -> Result<(), TxSlot> {
+        let count = descriptors.len() as u32;
         if !self.tx.stage(descriptors) {
             return Err(slot);
         }
+        self.unkicked += count;
         self.outstanding[slot.index as usize] = own;
         self.tx.publish();
         Ok(())
@@ -159,6 +180,7 @@ impl TxQueue {
     /// What the kernel says of the socket; "busy" and "try again" are not errors.
     pub fn kick(&mut self) -> rustix::io::Result<()> {
         use rustix::{io::Errno, net::SendFlags};
+        self.unkicked = 0;
         let Some(socket) = &self.socket else { return Ok(()) };
         if !self.tx.needs_wakeup() {
             return Ok(());
@@ -264,6 +286,24 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| kernel_tx.take()).count(), 3, "no half a frame on the ring");
         kernel_tx.release();
         queue.send(slot, 9000).unwrap();
+    }
+
+    #[test]
+    fn calls_are_no_larger_than_the_kernel_takes() {
+        let frames_a_call = |budget| {
+            let (queue, _kernel_tx, _kernel_completion) = queue(64, 32);
+            let mut queue = queue.with_budget(budget);
+            let mut frames = 0;
+            while !queue.is_full_call() {
+                let slot = queue.slot().unwrap();
+                queue.send(slot, 9000).unwrap();
+                frames += 1;
+            }
+            queue.kick().unwrap();
+            assert!(!queue.is_full_call());
+            frames
+        };
+        assert_eq!((frames_a_call(TX_BATCH_SIZE), frames_a_call(60)), (10, 20));
     }
 
     #[test]

@@ -148,12 +148,13 @@ impl Stream {
         Ok((Self { inbound, reservers: Vec::new() }, prepared))
     }
 
-    /// Takes the memory of `chunks` beside the first round of what `workers` threads receive.
+    /// Takes the memory of `chunks` beside the first round, by threads that run where those of `port` do.
     ///
     /// # Errors
     /// When there is no thread for it.
-    pub(super) fn reserve(&mut self, chunks: &[(u64, u64)], workers: usize) -> Result<(), MigrationError> {
-        self.reservers = reserving::start(&self.inbound, chunks, workers)?;
+    pub(super) fn reserve(&mut self, port: &Port, chunks: &[(u64, u64)]) -> Result<(), MigrationError> {
+        let _placed = port.place();
+        self.reservers = reserving::start(&self.inbound, chunks, port.lanes())?;
         Ok(())
     }
 

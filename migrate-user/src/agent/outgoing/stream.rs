@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use crate::{
-    agent::link::LaneSink,
+    agent::{link::LaneSink, placement::Placement},
     datapath::{
         Bandwidth, Changed, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Packed, Pages,
         SendError, SentHashes,
@@ -20,6 +20,7 @@ pub(super) type Lane = LaneSender<LaneSink, FeedbackSocket>;
 /// The page stream over this host's send queues, a thread for each.
 pub(super) struct OutgoingStream {
     pub(super) lanes: Vec<Lane>,
+    pub(super) placement: Placement,
     pub(super) frames: FrameLayout,
     pub(super) bandwidth: Bandwidth,
     /// Set when nobody waits for the senders any more.
@@ -47,7 +48,9 @@ impl OutgoingStream {
     ) -> Result<T, MigrationError> {
         let mut lanes = std::mem::take(&mut self.lanes);
         let stop = Arc::clone(&self.stop);
+        let placement = self.placement.clone();
         let task = tokio::task::spawn_blocking(move || {
+            let _placed = placement.enter();
             let result = work(&mut lanes, &stop);
             (lanes, result)
         });

@@ -70,15 +70,15 @@ fn xdp(hosts: Hosts<'_>, source: &NicFacts, destination: &NicFacts) -> Finding {
         let reason = nic.fallback.as_ref()?;
         Some(format!("the migration NIC of {host} uses UDP sockets: {reason}"))
     });
-    let found: Vec<String> = fallen.collect();
-    if !found.is_empty() {
+    let fallen: Vec<String> = fallen.collect();
+    let found = hosts.both(describe(source), describe(destination));
+    if !fallen.is_empty() {
         return Finding::warning(
             Check::Xdp,
-            found.join("; "),
+            format!("{}; {found}", fallen.join("; ")),
             "mend that and restart the agent there, or say that it is meant: [migration] transport = \"udp\"",
         );
     }
-    let found = hosts.both(describe(source), describe(destination));
     if source.xdp_mode == "generic" || destination.xdp_mode == "generic" {
         return Finding::warning(
             Check::Xdp,
@@ -161,7 +161,9 @@ mod tests {
             b.host.nic.transport = Transport::Udp;
             b.host.nic.fallback = Some("mig0 already has an XDP program".into());
         });
-        says(&fallen, Verdict::Warning, &["host-b uses UDP sockets: mig0 already has", "restart the agent"]);
+        let words =
+            ["host-b uses UDP sockets: mig0 already has", "2 queue(s) on host-a", "restart the agent"];
+        says(&fallen, Verdict::Warning, &words);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod dirtying;
 mod flat_out;
 mod hugetlbfs;
 mod jumbo;
+mod knobs;
 mod memcpy;
 mod random;
 mod size;
@@ -134,6 +135,12 @@ pub(super) const ALL: &[Case] = &[
         about: "AF_XDP and UDP sockets at either end",
         when: When::ByName,
         run: transports::run,
+    },
+    Case {
+        name: "knobs",
+        about: "settings of the kernel at the receiving NIC, by AF_XDP; a processor for each host",
+        when: When::ByName,
+        run: knobs::run,
     },
 ];
 

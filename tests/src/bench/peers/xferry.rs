@@ -8,8 +8,8 @@ use super::LIMIT;
 use crate::bench::bed::Bed;
 use crate::bench::figures::Told;
 use crate::bench::guests::Guest;
-use crate::lab::plan::VM_NAME;
-use crate::lab::{Lab, Report, Side};
+use crate::lab::plan::{MIGRATION_NIC, VM_NAME};
+use crate::lab::{Lab, Report, Side, run_tool};
 use crate::scenario::with_cgroups;
 
 /// How its agents are set, and what it is told. Two of the same name must be the same.
@@ -23,11 +23,22 @@ pub(in crate::bench) struct Xferry {
     pub settings: &'static str,
     /// Options of `xferry migrate`.
     pub options: &'static [&'static str],
+    /// `[migration] cpus` of host-a and host-b, nothing where it is empty.
+    pub cpus: [&'static str; 2],
+    /// Files of host-b's migration NIC in `/sys/class/net`, and what is written to them when its agent runs.
+    pub receiver: &'static [(&'static str, &'static str)],
 }
 
 impl Xferry {
     /// As installed.
-    pub const DEFAULT: Self = Self { name: "xferry", transport: ["auto"; 2], settings: "", options: &[] };
+    pub const DEFAULT: Self = Self {
+        name: "xferry",
+        transport: ["auto"; 2],
+        settings: "",
+        options: &[],
+        cpus: [""; 2],
+        receiver: &[],
+    };
     /// By AF_XDP, whatever would be faster.
     pub const AF_XDP: Self = Self { name: "xferry, AF_XDP", transport: ["af-xdp"; 2], ..Self::DEFAULT };
     /// By UDP sockets, whatever would be faster.
@@ -41,8 +52,19 @@ impl Xferry {
             // A throttle is a limit of CPU time, set by cgroups.
             let throttles = self.options.contains(&"--auto-converge");
             host.launch_agent_by(with_cgroups().filter(|_| throttles).unwrap_or_default());
-            let config = host.agent_config_on(self.transport[usize::from(side == Side::B)])?;
+            let of_side = usize::from(side == Side::B);
+            let config = host.agent_config_on(self.transport[of_side])?;
+            let config = match self.cpus[of_side] {
+                "" => config,
+                cpus => config.replace("[migration]\n", &format!("[migration]\ncpus = \"{cpus}\"\n")),
+            };
             host.start_agent_by(&format!("{}\n{config}", self.settings))?;
+        }
+        let namespace = bed.lab.host(Side::B).namespace();
+        for (file, value) in self.receiver {
+            // `ip netns exec` mounts the namespace's own `/sys`.
+            let line = format!("echo {value} > /sys/class/net/{MIGRATION_NIC}/{file}");
+            run_tool("ip", &["netns", "exec", &namespace, "sh", "-c", &line])?;
         }
         Ok(())
     }
