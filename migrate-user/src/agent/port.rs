@@ -28,13 +28,21 @@ use crate::{
 /// NICs more, but a window beyond bandwidth × delay only fills queues.
 const MAX_WINDOW: u32 = 240;
 
+/// Why it is UDP sockets where the configuration leaves it open.
+#[derive(Clone, Debug)]
+pub(super) enum WhyUdp {
+    /// They are faster here.
+    Faster(&'static str),
+    /// AF_XDP cannot be had.
+    Denied(String),
+}
+
 /// The NIC, in use.
 pub struct Port {
     nic: Nic,
     data_port: u16,
     link: Link,
-    /// Why it is not AF_XDP though that was wanted.
-    fallback: Option<String>,
+    why_udp: Option<WhyUdp>,
     workers: Vec<Worker>,
     placement: Placement,
     /// Those that are being received, and some that were.
@@ -63,8 +71,10 @@ pub struct PortStatus {
     pub mtu: usize,
     /// AF_XDP or UDP sockets.
     pub transport: Transport,
-    /// Why it is not AF_XDP though that was wanted.
+    /// Why it is not AF_XDP though that would be faster.
     pub fallback: Option<String>,
+    /// Why UDP sockets were chosen.
+    pub choice: Option<&'static str>,
     /// Driver or generic; nothing where there is no XDP program.
     pub xdp_mode: Option<AttachMode>,
     /// Whether the driver works on the UMEM itself.
@@ -88,14 +98,14 @@ pub struct PortStatus {
 }
 
 impl Port {
-    /// Takes the NIC by `transport` and starts the workers. `fallback` is why that is not the wanted one.
+    /// Takes the NIC by `transport` and starts the workers. `why_udp` is why it is UDP sockets, if nobody said so.
     ///
     /// # Errors
     /// What is in the way, with a remedy.
     pub(super) fn open(
         config: &MigrationConfig,
         transport: Transport,
-        fallback: Option<String>,
+        why_udp: Option<WhyUdp>,
     ) -> Result<Self, AgentError> {
         let nic = Nic::read(&config.interface).map_err(MigrationError::from)?;
         let placement = Placement::new(config.cpus.as_ref(), &nic.name)?;
@@ -113,7 +123,7 @@ impl Port {
         };
         drop(placed);
         let inbounds = Mutex::default();
-        Ok(Self { data_port: config.port, link, fallback, workers, placement, inbounds, nic })
+        Ok(Self { data_port: config.port, link, why_udp, workers, placement, inbounds, nic })
     }
 
     /// Moves the calling thread to where pages are moved, until the returned value is dropped.
@@ -166,11 +176,19 @@ impl Port {
             name: self.nic.name.clone(),
             mtu,
             transport: self.link.transport(),
-            fallback: self.fallback.clone(),
+            fallback: self.denied(),
             xdp_mode: self.xdp_mode().into(),
             zero_copy: self.binding().zero_copy,
             multi_buffer: self.binding().multi_buffer,
             queues: self.lanes(),
+        }
+    }
+
+    /// Why AF_XDP cannot be had, where that is so.
+    fn denied(&self) -> Option<String> {
+        match &self.why_udp {
+            Some(WhyUdp::Denied(reason)) => Some(reason.clone()),
+            _ => None,
         }
     }
 
@@ -302,7 +320,11 @@ impl Port {
             address: self.nic.address().to_string(),
             mtu: self.nic.mtu,
             transport: self.link.transport(),
-            fallback: self.fallback.clone(),
+            fallback: self.denied(),
+            choice: match self.why_udp {
+                Some(WhyUdp::Faster(reason)) => Some(reason),
+                _ => None,
+            },
             xdp_mode: self.link.attach_mode(),
             zero_copy: self.binding().zero_copy,
             multi_buffer: self.binding().multi_buffer,

@@ -106,7 +106,7 @@ pub async fn status(client: &Client, json: bool) -> Result<u8> {
 /// By what frames get on and off the NIC.
 fn transport(port: &Value) -> String {
     if port["transport"] == "udp" {
-        return "UDP sockets".into();
+        return port["choice"].as_str().map_or("UDP sockets".into(), |why| format!("UDP sockets ({why})"));
     }
     let copy = if port["zero-copy"] == true { "zero-copy" } else { "copy mode" };
     format!("XDP {}, {copy}", port["xdp-mode"].as_str().unwrap_or("none"))

@@ -5,21 +5,20 @@ use crate::{
         AgentError,
         config::{MigrationConfig, TransportChoice},
         patiently,
-        port::Port,
+        port::{Port, WhyUdp},
     },
     migration::MigrationError,
     network::{NetworkError, Transport},
 };
 
 /// Takes the NIC as configured. `auto` is AF_XDP where the driver has zero-copy, else UDP sockets, which know why: in copy
-/// mode AF_XDP was half as fast as UDP sockets, whose batches the kernel copies as one (docs/performance.md).
+/// mode AF_XDP is slower than UDP sockets, whose batches the kernel copies as one (docs/performance.md).
 ///
 /// # Errors
 /// What is in the way, with a remedy.
 pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port, AgentError> {
-    let open = async |transport, reason: Option<&str>| {
-        patiently(|| Port::open(config, transport, reason.map(str::to_owned))).await
-    };
+    let open =
+        async |transport, why: Option<WhyUdp>| patiently(|| Port::open(config, transport, why.clone())).await;
     match config.transport {
         TransportChoice::AfXdp => open(Transport::AfXdp, None).await,
         TransportChoice::Udp => open(Transport::Udp, None).await,
@@ -31,7 +30,7 @@ pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port
                     interface = config.interface,
                     "{ONLY_COPIES}: UDP sockets are used, which are faster there; `transport = \"af-xdp\"` insists"
                 );
-                open(Transport::Udp, Some(ONLY_COPIES)).await
+                open(Transport::Udp, Some(WhyUdp::Faster(ONLY_COPIES))).await
             }
             Err(error) if denies_af_xdp(&error) => {
                 let reason = in_short(&error.to_string());
@@ -40,7 +39,7 @@ pub(in crate::agent) async fn open_port(config: &MigrationConfig) -> Result<Port
                     %error,
                     "AF_XDP cannot be had: UDP sockets are used; restart the agent once that is mended"
                 );
-                open(Transport::Udp, Some(&reason)).await
+                open(Transport::Udp, Some(WhyUdp::Denied(reason))).await
             }
             other => other,
         },
