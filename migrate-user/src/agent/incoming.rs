@@ -2,18 +2,19 @@
 //! machine.
 
 mod reserving;
+mod stream;
+mod waiting;
 
 use std::{
-    fs::Metadata,
-    net::{IpAddr, SocketAddr, UdpSocket},
-    os::unix::fs::MetadataExt,
-    sync::{Arc, atomic::Ordering},
-    thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
 };
 
-use migrate_common::PAGE_SIZE;
-
+use self::{
+    stream::{Memory, Stream},
+    waiting::{Admitted, Waiting, launch},
+};
 use super::{
     Agent, announcing,
     ram::RamFiles,
@@ -21,29 +22,17 @@ use super::{
 };
 use crate::{
     control::{ControlError, Prepare, Prepared},
-    datapath::{
-        Codec, Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec,
-        LaneLosses, Protection, QueueFigures, Secret, agree, losses,
-    },
-    memory::{Access, Backend, Digest, Mapping, RamFile, RamLayout, Reservation},
+    datapath::{LaneLosses, QueueFigures, Secret},
+    memory::{Access, Digest, Mapping},
     migration::{
         DestinationHost, DestinationRecord, MigrationError, Preparation, Recorded, Role, Session, Unprepared,
         Verdict,
     },
     network::Announcer,
     pki::Certified,
-    preflight::{self, Admission, Check, DestinationFacts, Finding, HostFacts, Outcome},
-    vmm::{QemuDestination, VmDefinition, VmFacts, VmmError, inspect},
+    preflight::{self, Check, Finding, Outcome},
+    vmm::{QemuDestination, VmDefinition, VmmError},
 };
-
-/// Without a new frame for this long, the missing ones of a round are taken for lost. Longer where frames take longer.
-const QUIET: Duration = Duration::from_millis(20);
-/// The same while the VM is stopped: what is lost is sent again at once, so patience costs more than it saves.
-const QUIET_LAST: Duration = Duration::from_millis(10);
-/// The same once every lane's last frame is here: nothing is on its way any more but what was overtaken.
-const QUIET_BEHIND: Duration = Duration::from_millis(2);
-/// Longest wait for probe frames.
-const PROBE_WAIT: Duration = Duration::from_millis(500);
 
 /// What a connection proves of who opened it; nothing with `insecure = true`.
 pub(super) struct Caller {
@@ -56,12 +45,11 @@ pub(super) struct Caller {
 /// This host's part of one arriving migration.
 pub(super) struct IncomingHost {
     agent: Arc<Agent>,
-    inbound: Option<Arc<Inbound>>,
+    stream: Option<Stream>,
     announcer: Option<Announcer>,
     nics: u32,
     /// Name in the list of arriving VMs.
     listed: Option<String>,
-    reservers: Vec<JoinHandle<()>>,
     session: Option<Session>,
     /// What was found out before anything was started.
     admitted: Option<Admitted>,
@@ -87,17 +75,6 @@ impl Drop for IncomingHost {
     }
 }
 
-/// Feedback to every lane's own socket.
-struct LaneFeedback(Vec<FeedbackSocket>);
-
-impl FeedbackTx for LaneFeedback {
-    fn send(&self, feedback: Feedback) {
-        if let Some(socket) = self.0.get(usize::from(feedback.lane)) {
-            FeedbackTx::send(socket, feedback);
-        }
-    }
-}
-
 impl IncomingHost {
     pub fn new(agent: Arc<Agent>, peer: IpAddr, caller: Caller, place: Place) -> Self {
         Self {
@@ -106,11 +83,10 @@ impl IncomingHost {
             secret: caller.secret,
             place: Some(place),
             forbidden: false,
-            inbound: None,
+            stream: None,
             announcer: None,
             nics: 0,
             listed: None,
-            reservers: Vec::new(),
             session: None,
             admitted: None,
             ram: RamFiles::default(),
@@ -138,8 +114,8 @@ impl IncomingHost {
         Err(MigrationError::Host(format!("{who} took no such part in this migration: it is not told")))
     }
 
-    fn inbound(&self) -> Result<&Arc<Inbound>, MigrationError> {
-        self.inbound.as_ref().ok_or_else(|| MigrationError::Host("no page stream is open".into()))
+    fn stream(&self) -> Result<&Stream, MigrationError> {
+        self.stream.as_ref().ok_or_else(|| MigrationError::Host("no page stream is open".into()))
     }
 
     /// Makes everything ready for the pages of a VM that may come; on error the caller ends it.
@@ -156,200 +132,21 @@ impl IncomingHost {
             .iter()
             .map(|file| Mapping::new(file.open(true)?, file.path.clone(), Access::Write))
             .collect::<Result<Vec<_>, _>>()?;
-        fits(&request.facts.machine.backends, &mappings)?;
-        self.ram = RamFiles::open(&waiting.files)?;
-        let reservations = mappings.iter().map(Reservation::clear).collect::<Result<Vec<_>, _>>()?;
         let files = mappings.iter().filter_map(|mapping| mapping.file().try_clone().ok()).collect();
+        let memory = Memory::new(&request.facts.machine.backends, mappings)?;
+        self.ram = RamFiles::open(&waiting.files)?;
         self.agent.arrivals.takes_from(&request.vm, files);
-        let layout = RamLayout::new(request.facts.machine.backends.clone());
         // Before memory is taken: an agent that dies now finds it again.
         if let Some(session) = &mut self.session {
             session.ram = waiting.files.iter().map(|file| file.path.clone()).collect();
             let session = session.clone();
             self.agent.write_journal(move |journal| journal.wait(session)).await?;
         }
-        let prepared = self.open_session(request, layout, mappings, reservations)?;
+        let (mut stream, prepared) = Stream::open(&self.agent, request, self.secret.as_ref(), memory)?;
         let _placed = self.agent.port.place();
-        self.reservers = reserving::start(self.inbound()?, &request.populated, self.agent.port.lanes())?;
-        Ok(prepared)
-    }
-
-    /// Lets the source's frames in.
-    fn open_session(
-        &mut self,
-        request: &Prepare,
-        layout: RamLayout,
-        mappings: Vec<Mapping>,
-        reservations: Vec<Reservation>,
-    ) -> Result<Prepared, MigrationError> {
-        let port = &self.agent.port;
-        let nic = port.nic()?;
-        let ipv6 = request.ip.is_ipv6();
-        let single = request.single_buffer || !port.binding().multi_buffer;
-        let frames = FrameLayout::new(request.mtu.min(nic.mtu), ipv6, single)
-            .map_err(|error| MigrationError::Path(format!("migration network: {error}")))?;
-        // Whoever disagrees was told so by a finding, and only probes come.
-        let cipher = agree(&request.encryption, &self.agent.config.pages()).unwrap_or_default();
-        let protection = Protection::agreed(cipher, self.secret.as_ref(), request.session)?;
-        let window = port.window(&frames, request.feedback_ports.len());
-        let inbound = Inbound::new(InboundSpec {
-            session: request.session,
-            layout,
-            mappings,
-            reservations,
-            frames,
-            hash: request.verify.is_some(),
-            feedback: Box::new(self.feedback_sockets(&nic, request)?),
-            feedback_every: (window / 4).clamp(1, 32),
-            queues: port.lanes() as u32,
-            lanes: request.feedback_ports.len() as u16,
-            protection,
-        });
-        port.open_session(&inbound, request.ip)?;
-        self.inbound = Some(inbound);
-        Ok(Prepared {
-            ip: nic.address(),
-            mac: nic.mac,
-            mtu: nic.mtu,
-            single_buffer: !port.binding().multi_buffer,
-            port: port.data_port(),
-            window,
-            cipher,
-            unpacks: Codec::ALL.to_vec(),
-            transport: port.describe(),
-        })
-    }
-
-    fn feedback_sockets(
-        &self,
-        nic: &crate::network::Nic,
-        request: &Prepare,
-    ) -> Result<LaneFeedback, MigrationError> {
-        let key = FeedbackKey::agreed(self.secret.as_ref(), request.session)?;
-        request
-            .feedback_ports
-            .iter()
-            .map(|&port| {
-                let socket = UdpSocket::bind(SocketAddr::new(nic.address(), 0))?;
-                socket.set_nonblocking(true)?;
-                socket.connect(SocketAddr::new(request.ip, port))?;
-                Ok(FeedbackSocket::new(socket, key.clone()))
-            })
-            .collect::<std::io::Result<_>>()
-            .map(LaneFeedback)
-            .map_err(|error| {
-                MigrationError::Host(format!(
-                    "{} cannot be reached from {}: {error}; the migration NICs need addresses of one network, or routes",
-                    request.ip, nic.name
-                ))
-            })
-    }
-}
-
-/// The page stream's bounds are those of the source's backends: what is mapped here must reach as far.
-fn fits(backends: &[Backend], mappings: &[Mapping]) -> Result<(), MigrationError> {
-    let here = mappings.iter().map(Mapping::pages);
-    let there = backends.iter().map(|backend| backend.size / PAGE_SIZE as u64);
-    if here.eq(there) {
-        return Ok(());
-    }
-    Err(MigrationError::Mismatch(
-        "the RAM files here are not as large as the source's memory backends".into(),
-    ))
-}
-
-/// What is known of a VM that may come, before anything is started.
-struct Admitted {
-    definition: VmDefinition,
-    host: HostFacts,
-    admission: Admission,
-    /// Bytes that each backend needs.
-    needed: Vec<u64>,
-}
-
-/// A QEMU that waits.
-struct Waiting {
-    vm: QemuDestination,
-    files: Vec<RamFile>,
-    uplinks: Vec<preflight::Uplink>,
-    /// When it was not yet started.
-    since: SystemTime,
-}
-
-impl Waiting {
-    /// Removes the RAM files that QEMU made as it started. The next attempt may need another size, and with
-    /// `prealloc=on` they hold memory. What was there before is not ours to remove.
-    fn forget_ram(&self) {
-        for file in self.files.iter().filter(|_| self.vm.is_ours()) {
-            // As QEMU sees it: it may have mounts of its own.
-            let path = format!("/proc/{}/root{}", file.pid, file.path.display());
-            let made_now = || -> Option<bool> {
-                let mapped = file.open(false).ok()?.metadata().ok()?;
-                let named = std::fs::symlink_metadata(&path).ok()?;
-                let inode = |metadata: &Metadata| (metadata.dev(), metadata.ino());
-                Some(
-                    named.is_file() && inode(&mapped) == inode(&named) && named.created().ok()? >= self.since,
-                )
-            };
-            if made_now() == Some(true)
-                && let Err(error) = std::fs::remove_file(&path)
-            {
-                tracing::warn!(%path, %error, "the RAM file of a VM that does not come stays");
-            }
-        }
-    }
-}
-
-/// A QEMU that waits, compared with the source's. `None` where there is none, with the finding that says why.
-async fn launch(
-    agent: &Agent,
-    admitted: Admitted,
-    request: &Prepare,
-    findings: &mut Vec<Finding>,
-) -> Option<Waiting> {
-    let config = &agent.config;
-    let Admitted { definition, host, admission, needed } = admitted;
-    let since = SystemTime::now();
-    let launched = QemuDestination::launch(&definition, &config.state_dir, config.limits.vmm()).await;
-    let vm = match launched {
-        Ok(vm) => vm,
-        Err(error) => {
-            findings.extend(preflight::not_launched(&request.facts, &host.name, &error.to_string()));
-            return None;
-        }
-    };
-    match inspect(vm.qmp()).await {
-        Ok(found) => {
-            let facts = destination_facts(host, &found, &definition, request, needed).await;
-            findings.extend(preflight::after_launch(&request.facts, &facts, &admission));
-            let files = found.files.unwrap_or_default();
-            Some(Waiting { vm, files, uplinks: facts.uplinks, since })
-        }
-        Err(error) => {
-            findings.extend(preflight::not_launched(&request.facts, &host.name, &error.to_string()));
-            Some(Waiting { vm, files: Vec::new(), uplinks: Vec::new(), since })
-        }
-    }
-}
-
-async fn destination_facts(
-    host: HostFacts,
-    found: &VmFacts,
-    definition: &VmDefinition,
-    request: &Prepare,
-    needed: Vec<u64>,
-) -> DestinationFacts {
-    let images = Some(request.facts.images_for(&found.machine.disks));
-    let macs: Vec<_> = request.facts.machine.nics.iter().map(|nic| nic.mac).collect();
-    DestinationFacts {
-        host,
-        machine: found.machine.clone(),
-        pid: found.pid,
-        backing: preflight::backings(&found.files),
-        reserved: found.reserved,
-        needed,
-        images: preflight::image_facts(found.pid, found.machine.disks.clone(), images).await,
-        uplinks: announcing::uplinks(definition, &macs, found),
+        let reserving = stream.reserve(&request.populated, self.agent.port.lanes());
+        self.stream = Some(stream);
+        reserving.map(|()| prepared)
     }
 }
 
@@ -464,10 +261,11 @@ impl DestinationHost for IncomingHost {
         if self.forbidden {
             return None;
         }
-        // Without a page that a frame could be placed in.
-        let nowhere = RamLayout::new(Vec::new());
-        match self.open_session(request, nowhere, Vec::new(), Vec::new()) {
-            Ok(prepared) => Some(prepared),
+        match Stream::open(&self.agent, request, self.secret.as_ref(), Memory::nowhere()) {
+            Ok((stream, prepared)) => {
+                self.stream = Some(stream);
+                Some(prepared)
+            }
             Err(error) => {
                 findings.push(preflight::path_unproved(&error.to_string(), true));
                 None
@@ -476,21 +274,9 @@ impl DestinationHost for IncomingHost {
     }
 
     async fn probes(&mut self, sent: u32) -> u64 {
-        let Ok(inbound) = self.inbound() else { return 0 };
-        let begun = Instant::now();
-        let mut last = (0, begun);
-        loop {
-            let came = inbound.counters().probes.load(Ordering::Relaxed);
-            if came != last.0 {
-                last = (came, Instant::now());
-            }
-            // One is proof enough, and the others are lost when they do not follow it.
-            let limit = if came > 0 { QUIET } else { PROBE_WAIT };
-            if came >= u64::from(sent) || last.1.elapsed() > limit {
-                inbound.counters().probes.store(0, Ordering::Relaxed);
-                return came;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        match &self.stream {
+            Some(stream) => stream.probes(sent).await,
+            None => 0,
         }
     }
 
@@ -501,58 +287,28 @@ impl DestinationHost for IncomingHost {
         last: bool,
         transit: Duration,
     ) -> Result<Vec<LaneLosses>, MigrationError> {
-        let inbound = Arc::clone(self.inbound()?);
-        if !inbound.can_be(frames) {
-            return Err(MigrationError::Mismatch(format!(
-                "a round of {frames:?} frames by lane is more than {} pages take",
-                inbound.layout().pages()
-            )));
-        }
-        let quiet = if last { QUIET_LAST } else { QUIET };
-        tokio::task::block_in_place(|| wait_for_frames(&inbound, frames, quiet, transit));
-        let received = self.agent.port.close_epoch(inbound.session(), epoch).await;
-        inbound.reset_arrived();
-        if let Some(failure) = inbound.take_failure() {
-            return Err(failure.into());
-        }
-        Ok(losses(frames, &received))
+        self.stream()?.close_round(&self.agent.port, epoch, frames, last, transit).await
     }
 
     fn figures(&self) -> Vec<QueueFigures> {
-        self.inbound.as_ref().map(|inbound| inbound.figures()).unwrap_or_default()
+        self.stream.as_ref().map(Stream::figures).unwrap_or_default()
     }
 
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
-        let inbound = self.inbound()?;
-        if let Some(hashes) = inbound.hashes() {
-            tokio::task::block_in_place(|| hashes.refresh(inbound.layout(), inbound.mappings()));
-        }
-        Ok(())
+        self.stream()?.refresh_hashes()
     }
 
     async fn digest(&mut self, full: bool) -> Result<Digest, MigrationError> {
-        let inbound = self.inbound()?;
-        let kept = inbound.hashes().ok_or_else(|| MigrationError::Host("no hashes were kept".into()))?;
-        if !full {
-            return Ok(kept.digest());
-        }
-        let read = tokio::task::block_in_place(|| Digest::of(inbound.layout(), inbound.mappings()));
-        Ok(read?)
+        self.stream()?.digest(full)
     }
 
     fn progress(&self) -> u64 {
-        self.inbound.as_ref().map_or(0, |inbound| inbound.counters().frames.load(Ordering::Relaxed))
+        self.stream.as_ref().map_or(0, Stream::frames)
     }
 
     async fn close_stream(&mut self) {
-        // The mappings stay for the digest; no frame is placed any more.
-        if let Some(inbound) = &self.inbound {
-            inbound.close();
-            self.agent.port.close_session(inbound.session()).await;
-        }
-        for reserver in self.reservers.drain(..) {
-            // It looks at the closing after every 2 MiB. A panic in it has been printed.
-            let _ = tokio::task::block_in_place(|| reserver.join());
+        if let Some(stream) = &mut self.stream {
+            stream.close(&self.agent.port).await;
         }
     }
 
@@ -598,25 +354,6 @@ impl DestinationHost for IncomingHost {
 
 fn unprepared() -> MigrationError {
     MigrationError::Host("no migration was prepared".into())
-}
-
-/// Waits until all `frames` have come, or none has come for `quiet`, or for as long as frames may be on their way:
-/// the word that they were sent comes by another network, which may be faster.
-fn wait_for_frames(inbound: &Inbound, frames: &[u32], quiet: Duration, transit: Duration) {
-    let expected: u64 = frames.iter().map(|&frames| u64::from(frames)).sum();
-    let (quiet, behind) = (quiet.max(transit * 2), QUIET_BEHIND.max(transit / 4));
-    let mut arrived = inbound.arrived();
-    let mut since = Instant::now();
-    while arrived < expected {
-        std::thread::sleep(Duration::from_micros(50));
-        let now = inbound.arrived();
-        if now != arrived {
-            arrived = now;
-            since = Instant::now();
-        } else if since.elapsed() > if inbound.ends_seen(frames) { behind } else { quiet } {
-            return;
-        }
-    }
 }
 
 impl From<VmmError> for super::AgentError {

@@ -19,7 +19,9 @@ use super::{
     packing::{Codec, Unpacker},
     protection::{Opener, Protection, Unproved},
 };
-use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
+use crate::memory::{
+    Ahead, BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation,
+};
 use crate::sync::lock;
 
 /// Most sender threads one migration may have.
@@ -192,9 +194,9 @@ impl Inbound {
         lock(&self.failure).take()
     }
 
-    /// Covers the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until [`close`](Self::close). Runs beside the
+    /// Takes the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until [`close`](Self::close). Runs beside the
     /// first round, a little ahead of its frames; several threads may share the chunks. A failure shows like one of placing a page.
-    pub fn reserve(&self, chunks: impl Iterator<Item = u64>) {
+    pub fn reserve(&self, chunks: impl Iterator<Item = u64>, ahead: Ahead) {
         for chunk in chunks {
             let page = chunk * RESERVE_CHUNK;
             if self.closed.load(Ordering::Relaxed) || page >= self.spec.layout.pages() {
@@ -202,7 +204,8 @@ impl Inbound {
             }
             let at = self.spec.layout.locate(page);
             let backend = usize::from(at.backend);
-            if let Err(error) = self.spec.reservations[backend].cover(&self.spec.mappings[backend], at.page) {
+            let (reservation, mapping) = (&self.spec.reservations[backend], &self.spec.mappings[backend]);
+            if let Err(error) = reservation.reserve(mapping, at.page, ahead) {
                 return self.fail(error);
             }
         }

@@ -279,8 +279,8 @@ impl Stream {
         let (mut a, mut b) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
         for page in 0..self.layout.pages() {
             let at = self.layout.locate(page);
-            self.source[usize::from(at.backend)].read(at.page, 0, &mut a);
-            self.inbound.mappings()[usize::from(at.backend)].read(at.page, 0, &mut b);
+            self.source[usize::from(at.backend)].read(at.page, 0, &mut a).unwrap();
+            self.inbound.mappings()[usize::from(at.backend)].read(at.page, 0, &mut b).unwrap();
             assert!(a == b, "page {page} differs: {} and {}", a[0], b[0]);
         }
         assert!(self.inbound.take_failure().is_none());
@@ -336,6 +336,22 @@ fn pages_that_become_zero_are_zeroed_and_untouched_zeroes_cost_nothing() {
     [2, 3, 4, 6].into_iter().for_each(|page| stream.write(page, 0));
     stream.settle(stream.set([2, 3, 4, 6, 30]));
     stream.assert_equal();
+}
+
+/// As when somebody cuts the file of a running guest: through a mapping that would be a SIGBUS for the whole agent.
+#[test]
+fn ram_that_cannot_be_read_ends_the_round_with_the_reason() {
+    for packings in [Packings::Never, Packings::Always(Codec::Lz4)] {
+        let mut stream = Stream::packing(&[40, 60], 9000, Faults::default(), 1, packings);
+        (0..100).for_each(|page| stream.write(page, page as u8 + 1));
+        stream.source[1].file().set_len(30 * PAGE_SIZE as u64).unwrap();
+        let view =
+            Pages { layout: &stream.layout, mappings: &stream.source, sent: &stream.sent, hashes: None };
+        let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
+        let error = stream.sender.send_round(1, view, 0..100, &stop, &progress).unwrap_err();
+        assert!(matches!(error, SendError::Memory(_)), "{error}");
+        assert!(error.to_string().starts_with("cannot read test: "), "{error}");
+    }
 }
 
 #[test]
@@ -549,10 +565,10 @@ proptest! {
         stream.settle(pending);
         stream.assert_equal();
         let hashes = stream.inbound.hashes().unwrap();
-        hashes.refresh(&stream.layout, stream.inbound.mappings());
+        hashes.refresh(&stream.layout, stream.inbound.mappings()).unwrap();
         let fresh = crate::memory::PageHashes::zeroed(130);
         fresh.mark_all_stale(&stream.set(0..130));
-        fresh.refresh(&stream.layout, &stream.source);
+        fresh.refresh(&stream.layout, &stream.source).unwrap();
         prop_assert_eq!(hashes.digest(), fresh.digest());
     }
 }

@@ -17,11 +17,11 @@ impl Digest {
     /// Reads all of a guest's RAM. `mappings` in the layout's order.
     ///
     /// # Errors
-    /// When it cannot be told which pages exist.
+    /// When it cannot be told which pages exist, or one cannot be read.
     pub fn of(layout: &RamLayout, mappings: &[Mapping]) -> Result<Self, MemoryError> {
         let hashes = PageHashes::zeroed(layout.pages());
         hashes.mark_all_stale(&existing_pages(layout, mappings)?);
-        hashes.refresh(layout, mappings);
+        hashes.refresh(layout, mappings)?;
         Ok(hashes.digest())
     }
 }
@@ -60,14 +60,21 @@ impl PageHashes {
     }
 
     /// Reads every stale page from memory and hashes it.
-    pub fn refresh(&self, layout: &RamLayout, mappings: &[Mapping]) {
+    ///
+    /// # Errors
+    /// When a page cannot be read; all that were stale remain so.
+    pub fn refresh(&self, layout: &RamLayout, mappings: &[Mapping]) -> Result<(), MemoryError> {
         let stale = self.stale.drain();
         let mut buffer = [0u8; PAGE_SIZE];
         for page in stale.iter() {
             let at = layout.locate(page);
-            mappings[usize::from(at.backend)].read(at.page, 0, &mut buffer);
+            if let Err(error) = mappings[usize::from(at.backend)].read(at.page, 0, &mut buffer) {
+                self.mark_all_stale(&stale);
+                return Err(error);
+            }
             self.hashes[page as usize].store(xxh3_64(&buffer), Ordering::Relaxed);
         }
+        Ok(())
     }
 
     /// The digest of what the hashes say.
@@ -103,19 +110,19 @@ mod tests {
         let untouched = kept.digest();
         mappings[0].write(700, 100, b"hello");
         kept.mark_stale(700);
-        kept.refresh(&layout, &mappings);
+        kept.refresh(&layout, &mappings).unwrap();
         assert_ne!(kept.digest(), untouched);
 
         let fresh = PageHashes::zeroed(1000);
         let mut all = PageSet::new(1000);
         all.insert_range(0, 1000);
         fresh.mark_all_stale(&all);
-        fresh.refresh(&layout, &mappings);
+        fresh.refresh(&layout, &mappings).unwrap();
         assert_eq!(fresh.digest(), kept.digest());
 
         mappings[0].zero(700);
         kept.mark_stale(700);
-        kept.refresh(&layout, &mappings);
+        kept.refresh(&layout, &mappings).unwrap();
         assert_eq!(kept.digest(), untouched);
     }
 
@@ -126,7 +133,7 @@ mod tests {
             mappings[0].write(page, 0, b"x");
             let hashes = PageHashes::zeroed(4);
             hashes.mark_stale(page);
-            hashes.refresh(&layout, &mappings);
+            hashes.refresh(&layout, &mappings).unwrap();
             mappings[0].zero(page);
             hashes.digest()
         };

@@ -1,6 +1,11 @@
 //! A RAM file mapped into this process.
 
-use std::{fs::File, os::unix::fs::MetadataExt, path::PathBuf, ptr::NonNull};
+use std::{
+    fs::File,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::PathBuf,
+    ptr::NonNull,
+};
 
 use migrate_common::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -24,6 +29,10 @@ pub enum Access {
 ///
 /// The bytes are never lent out as slices: the VMM's process writes to them at any time. They are copied in
 /// and out, or summed up in here; a torn copy is harmless, since the write that tore it marks the page dirty again.
+///
+/// Copies of 4 KiB pages are read from the file, not from the mapping: the kernel copies in one pass what it would otherwise enter into
+/// this process's page table first, page by page, and take out of it at the end (docs/performance.md). Huge pages cost one entry
+/// for 512 of them, and are read where they are mapped.
 pub struct Mapping {
     start: NonNull<u8>,
     pages: u64,
@@ -107,18 +116,29 @@ impl Mapping {
         unsafe { self.start.add(page as usize * PAGE_SIZE + offset) }
     }
 
-    /// Copies a fragment of a page out. Reading a hole allocates it: read only pages that exist.
+    /// Copies bytes out, from `offset` of a page on; they may reach into the pages behind it. Reading a hole of hugetlbfs
+    /// allocates it: read only pages that exist.
+    ///
+    /// # Errors
+    /// What `pread` says, and when the file has become shorter since it was mapped.
     ///
     /// # Panics
-    /// When the fragment lies outside the file: callers' page numbers come from this guest's own layout.
-    pub fn read(&self, page: u64, offset: usize, to: &mut [u8]) {
+    /// When the bytes lie outside the file as it was mapped: callers' page numbers come from this guest's own layout.
+    pub fn read(&self, page: u64, offset: usize, to: &mut [u8]) -> Result<(), MemoryError> {
         let from = self.at(page, offset, to.len());
+        if !self.is_huge() {
+            return self
+                .file
+                .read_exact_at(to, page * PAGE_SIZE as u64 + offset as u64)
+                .map_err(|source| MemoryError::File { operation: "read", path: self.path.clone(), source });
+        }
         // SAFETY: both ranges are valid for to.len() bytes and do not overlap: `to` is not of the mapping.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
+        Ok(())
     }
 
-    /// Whether a page holds nothing but zeros, as far as anybody can tell while the guest writes. As for
-    /// [`read`](Self::read), the page must exist.
+    /// Whether a page holds nothing but zeros, as far as anybody can tell while the guest writes. Looking at a hole of any
+    /// file allocates it: the page must exist.
     ///
     /// # Panics
     /// As [`read`](Self::read).
@@ -204,8 +224,6 @@ impl Drop for Mapping {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
 
     #[test]
@@ -216,7 +234,7 @@ mod tests {
         let mapping = Mapping::new(file, "test".into(), Access::Read).unwrap();
         assert!(mapping.is_zero(0) && !mapping.is_zero(1));
         let mut copy = [0; PAGE_SIZE];
-        mapping.read(1, 0, &mut copy);
+        mapping.read(1, 0, &mut copy).unwrap();
         let mut sum = Crc32c::new();
         mapping.checksum(1, &mut sum);
         assert_eq!(sum.value(), crate::checksum::crc32c(&copy));

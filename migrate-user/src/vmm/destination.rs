@@ -21,6 +21,8 @@ const PIPE: &str = "xferry-state";
 const LAST_WORDS: u64 = 4096;
 /// How often a QEMU that does not answer is asked whether it runs.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How often a QEMU that was started is tried: it makes its monitor's socket some 20 ms after its start.
+const CONNECT_EVERY: Duration = Duration::from_millis(1);
 
 /// A QEMU that waits for its state, started here or found waiting.
 pub struct QemuDestination {
@@ -85,7 +87,7 @@ impl QemuDestination {
                             last_words(&started.log)
                         )));
                     }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(CONNECT_EVERY).await;
                 }
             }
         };

@@ -30,18 +30,17 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let sampled = self.packs.auto.wants_sample();
         let mut sample = Vec::new();
         self.emit(round, |round, header, buffer| {
-            let mut count = 0;
-            while count < capacity && round.zero_runs.len() < zero_capacity {
-                let Some(number) = numbers.next() else { break };
-                let at = payload_at + count * PAGE_SIZE;
-                if let Some(place) = round.take_page(number, &mut buffer[at..at + PAGE_SIZE]) {
-                    let descriptor = whole(place);
-                    let at = descriptors_at + count * DESCRIPTOR_LEN;
-                    buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
-                    round.span(count == 0, number);
-                    count += 1;
-                }
+            let mut taken = std::mem::take(&mut round.taken);
+            taken.clear();
+            let (descriptors, payload) = buffer[descriptors_at..].split_at_mut(capacity * DESCRIPTOR_LEN);
+            round.take_pages(numbers, &mut payload[..capacity * PAGE_SIZE], zero_capacity, &mut taken);
+            let count = taken.len();
+            for (index, &(number, place)) in taken.iter().enumerate() {
+                let at = index * DESCRIPTOR_LEN;
+                descriptors[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
+                round.span(index == 0, number);
             }
+            round.taken = taken;
             if 0 < count && count < capacity {
                 let shorter = descriptors_at + count * DESCRIPTOR_LEN;
                 buffer.copy_within(payload_at..payload_at + count * PAGE_SIZE, shorter);

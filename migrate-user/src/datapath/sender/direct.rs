@@ -32,29 +32,29 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             sequence: round.result.frames,
         });
         let (path, frames) = (&self.config.path, &self.config.frames);
-        let mut places = std::mem::take(&mut round.places);
-        places.clear();
+        let mut taken = std::mem::take(&mut round.taken);
+        taken.clear();
         let mut len = 0;
         loop {
             let Some(sink) = self.sink.direct() else { return Ok(false) };
             let queued = sink.frame_of_pages(|chain| {
                 let descriptors_at = path.len() + HEADER_LEN;
-                while places.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
+                while taken.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
                     let Some(number) = numbers.next() else { break };
                     let Some(place) = round.chain_page(number, chain) else { continue };
-                    let at = descriptors_at + places.len() * DESCRIPTOR_LEN;
+                    let at = descriptors_at + taken.len() * DESCRIPTOR_LEN;
                     chain.head[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
-                    round.span(places.is_empty(), number);
-                    places.push(place);
+                    round.span(taken.is_empty(), number);
+                    taken.push((number, place));
                 }
-                if places.is_empty() {
+                if taken.is_empty() {
                     return 0;
                 }
-                header.descriptors = places.len() as u16;
-                header.payload = (places.len() * PAGE_SIZE) as u32;
+                header.descriptors = taken.len() as u16;
+                header.payload = (taken.len() * PAGE_SIZE) as u32;
                 len = frames.prefix + header.frame_len();
                 let (head, copies) = chain.parts();
-                complete_apart(head, path, header, |sum| checksum(round.pages.mappings, &places, copies, sum))
+                complete_apart(head, path, header, |sum| checksum(round.pages.mappings, &taken, copies, sum))
             })?;
             if queued {
                 break;
@@ -64,7 +64,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 std::thread::yield_now();
             }
         }
-        round.places = places;
+        round.taken = taken;
         self.sent(round, len)?;
         Ok(true)
     }
@@ -95,11 +95,11 @@ impl Round<'_> {
 /// Goes on with `sum` over pages, or the copies that are sent instead of them.
 fn checksum<'a>(
     mappings: &[Mapping],
-    places: &[BackendPage],
+    pages: &[(u64, BackendPage)],
     copies: impl Iterator<Item = Option<&'a [u8]>>,
     sum: &mut Crc32c,
 ) {
-    for (place, copy) in places.iter().zip(copies) {
+    for ((_, place), copy) in pages.iter().zip(copies) {
         match copy {
             Some(copy) => sum.update(copy),
             None => mappings[usize::from(place.backend)].checksum(place.page, sum),

@@ -31,7 +31,7 @@ use super::{
     unchanged::SentHashes,
     window::Window,
 };
-use crate::memory::{AtomicPageSet, Mapping, RamLayout};
+use crate::memory::{AtomicPageSet, Mapping, MemoryError, RamLayout};
 
 /// Silence after which the receiver is asked whether it is there. Longer than a scheduler's slice on a busy host.
 const STALL: Duration = Duration::from_millis(40);
@@ -47,6 +47,9 @@ pub enum SendError {
     /// The link refused.
     #[error("the migration NIC does not take frames: {0}")]
     Link(#[from] std::io::Error),
+    /// The guest's memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A mistake in this program, found before it could do harm.
     #[error("this is a defect of xferry: {0}")]
     Numbering(#[from] NonceReused),
@@ -155,6 +158,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 }
             } else {
                 self.fragments(&mut round, &mut numbers)?;
+            }
+            if let Some(failure) = round.failure.take() {
+                return Err(failure.into());
             }
             if round.zero_runs.len() >= self.config.frames.zero_runs {
                 self.zero_frame(&mut round)?;

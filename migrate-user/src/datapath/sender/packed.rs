@@ -98,13 +98,8 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let staged = &mut tools.staged;
         staged.pages.clear();
         staged.bytes.resize(MAX_UNPACKED, 0);
-        while staged.pages.len() < wanted && round.zero_runs.len() < frames.zero_runs {
-            let Some(number) = numbers.next() else { break };
-            let at = staged.pages.len() * PAGE_SIZE;
-            if let Some(place) = round.take_page(number, &mut staged.bytes[at..at + PAGE_SIZE]) {
-                staged.pages.push((number, place));
-            }
-        }
+        let room = &mut staged.bytes[..wanted * PAGE_SIZE];
+        round.take_pages(numbers, room, frames.zero_runs, &mut staged.pages);
         let mut done = 0;
         while done < tools.staged.pages.len() {
             done += self.packed_frame(round, &mut tools, done, codec)?;

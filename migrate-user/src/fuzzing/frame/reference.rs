@@ -130,7 +130,7 @@ impl Reference {
         let mut found = [0; PAGE_SIZE];
         for (file, expected) in files.iter().zip(&self.memory) {
             for (page, expected) in expected.chunks_exact(PAGE_SIZE).enumerate() {
-                file.read(page as u64, 0, &mut found);
+                file.read(page as u64, 0, &mut found).map_err(|error| error.to_string())?;
                 if found != expected {
                     return Err(format!(
                         "page {page} of {} holds something else than was sent",
