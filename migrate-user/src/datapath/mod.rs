@@ -12,6 +12,7 @@
 //! in the tests.
 
 mod accounting;
+mod arrivals;
 mod datagram;
 mod demux;
 mod direct;
@@ -33,6 +34,7 @@ mod unchanged;
 mod window;
 
 pub use accounting::{FrameSet, LaneLosses, QueueFigures, losses};
+pub use arrivals::InboundCounters;
 pub use datagram::{Datagram, Pieces};
 pub use demux::Demux;
 pub use direct::{DirectSink, LaidOut, Stretch};
@@ -46,7 +48,7 @@ pub use protection::{
     Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,
     Sealer, Secret, Unproved, agree,
 };
-pub use receiver::{Inbound, InboundCounters, InboundSpec, SessionReceiver};
+pub use receiver::{Inbound, InboundSpec, SessionReceiver};
 pub use sender::{LaneConfig, LaneRound, LaneSender, Packed, Pages, SendError};
 pub use sink::{FrameSink, XskSink};
 pub use source::{FrameSource, XskSource};

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, Ordering},
 };
 
 use migrate_common::{
@@ -12,6 +12,7 @@ use migrate_common::{
 
 use super::{
     accounting::{FrameSet, QueueFigures},
+    arrivals::{Arrivals, InboundCounters, MAX_LANES, Tally},
     datagram::{Datagram, Pieces},
     feedback::{Feedback, FeedbackTx},
     frame::Frame,
@@ -24,8 +25,6 @@ use crate::memory::{
 };
 use crate::sync::lock;
 
-/// Most sender threads one migration may have.
-const MAX_LANES: u16 = 64;
 /// How often the last feedback is said again while nothing comes.
 const REPEATS: u32 = 3;
 
@@ -55,46 +54,11 @@ pub struct InboundSpec {
     pub queues: u32,
 }
 
-/// Counted over all receive workers of one migration.
-#[derive(Debug, Default)]
-pub struct InboundCounters {
-    /// Frames placed.
-    pub frames: AtomicU64,
-    /// Bytes of guest memory placed, zero runs not counted.
-    pub bytes: AtomicU64,
-    /// Probe frames.
-    pub probes: AtomicU64,
-}
-
-/// [`QueueFigures`] as they grow.
-#[derive(Debug, Default)]
-struct QueueCounters {
-    frames: AtomicU64,
-    reordered: AtomicU64,
-    duplicates: AtomicU64,
-    corrupt: AtomicU64,
-    bad_tag: AtomicU64,
-    stale: AtomicU64,
-    malformed: AtomicU64,
-}
-
-/// What came of a lane in the open epoch, over all workers.
-#[derive(Debug, Default)]
-struct LaneArrivals {
-    /// Frames; duplicates across workers count.
-    received: AtomicU32,
-    /// One past the highest number.
-    end: AtomicU32,
-}
-
 /// A receiving migration, shared by all receive workers.
 pub struct Inbound {
     spec: InboundSpec,
     hashes: Option<PageHashes>,
-    counters: InboundCounters,
-    queues: Vec<QueueCounters>,
-    /// By lane.
-    arrivals: [LaneArrivals; MAX_LANES as usize],
+    arrivals: Arrivals,
     failure: Mutex<Option<MemoryError>>,
     /// Set when nothing more is to be placed or reserved.
     closed: AtomicBool,
@@ -107,9 +71,7 @@ impl Inbound {
         let pages = spec.layout.pages();
         Arc::new(Self {
             hashes: spec.hash.then(|| PageHashes::zeroed(pages)),
-            counters: InboundCounters::default(),
-            queues: (0..spec.queues.max(1)).map(|_| QueueCounters::default()).collect(),
-            arrivals: std::array::from_fn(|_| LaneArrivals::default()),
+            arrivals: Arrivals::new(spec.queues),
             failure: Mutex::new(None),
             closed: AtomicBool::new(false),
             // Every page in frames of its own, and as many frames of zero runs.
@@ -151,42 +113,27 @@ impl Inbound {
 
     /// Counters.
     pub fn counters(&self) -> &InboundCounters {
-        &self.counters
+        self.arrivals.counters()
     }
 
     /// What came to each queue so far.
     pub fn figures(&self) -> Vec<QueueFigures> {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let queues = self.queues.iter().zip(0..);
-        let figures = queues.map(|(counters, queue)| QueueFigures {
-            queue,
-            frames: read(&counters.frames),
-            reordered: read(&counters.reordered),
-            duplicates: read(&counters.duplicates),
-            corrupt: read(&counters.corrupt),
-            bad_tag: read(&counters.bad_tag),
-            stale: read(&counters.stale),
-            malformed: read(&counters.malformed),
-        });
-        figures.collect()
+        self.arrivals.figures()
     }
 
     /// Frames of the open epoch that arrived so far; a hint.
     pub fn arrived(&self) -> u64 {
-        self.arrivals.iter().map(|lane| u64::from(lane.received.load(Ordering::Acquire))).sum()
+        self.arrivals.arrived()
     }
 
     /// Whether the last of `frames` of every lane has come: what is missing then is lost or was overtaken.
     pub fn ends_seen(&self, frames: &[u32]) -> bool {
-        self.arrivals.iter().zip(frames).all(|(lane, &frames)| lane.end.load(Ordering::Acquire) >= frames)
+        self.arrivals.ends_seen(frames)
     }
 
     /// Begins counting a new epoch. Call after all workers closed the old one.
     pub fn reset_arrived(&self) {
-        for lane in &self.arrivals {
-            lane.received.store(0, Ordering::Release);
-            lane.end.store(0, Ordering::Release);
-        }
+        self.arrivals.reset();
     }
 
     /// The first failure to place a page, if any; takes it out.
@@ -247,7 +194,7 @@ impl Inbound {
     }
 
     fn tell(&self, epoch: u32, lane: usize, seen: u32) {
-        let received = self.arrivals[lane].received.load(Ordering::Relaxed);
+        let received = self.arrivals.received(lane);
         let session = self.spec.session;
         self.spec.feedback.send(Feedback { session, epoch, lane: lane as u16, seen, received });
     }
@@ -329,6 +276,8 @@ fn placements(layout: &RamLayout, frame: &Frame<'_>) -> impl Iterator<Item = Opt
 #[derive(Default)]
 struct LaneProgress {
     received: FrameSet,
+    /// Frames placed that nobody was told of.
+    placed: u32,
     /// What the last feedback said.
     told: u32,
     /// How often it may yet be said again.
@@ -344,19 +293,21 @@ pub struct SessionReceiver {
     opener: Opener,
     unpacker: Unpacker,
     lanes: Vec<LaneProgress>,
+    tally: Tally,
 }
 
 impl SessionReceiver {
     /// Begins with epoch 1 open, for a queue of the NIC.
     pub fn new(inbound: Arc<Inbound>, queue: u32) -> Self {
-        let queue = (queue as usize).min(inbound.queues.len() - 1);
+        let queue = (queue as usize).min(inbound.arrivals.queues() - 1);
         let opener = Opener::new(inbound.spec.protection.clone());
-        Self { inbound, queue, open: 1, opener, unpacker: Unpacker::default(), lanes: Vec::new() }
+        let (unpacker, tally) = (Unpacker::default(), Tally::default());
+        Self { inbound, queue, open: 1, opener, unpacker, lanes: Vec::new(), tally }
     }
 
     /// Counts a frame that says to be of this migration and does not hold.
-    pub fn corrupt(&self) {
-        self.inbound.queues[self.queue].corrupt.fetch_add(1, Ordering::Relaxed);
+    pub fn corrupt(&mut self) {
+        self.tally.figures.corrupt += 1;
     }
 
     /// The migration.
@@ -373,13 +324,10 @@ impl SessionReceiver {
         let mut opener = std::mem::take(&mut self.opener);
         let opened = opener.open(datagram, header, |frame| self.place(frame));
         self.opener = opener;
-        if let Err(unproved) = opened {
-            let counters = &self.inbound.queues[self.queue];
-            let counter = match unproved {
-                Unproved::Corrupt => &counters.corrupt,
-                Unproved::BadTag => &counters.bad_tag,
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
+        match opened {
+            Ok(()) => {}
+            Err(Unproved::Corrupt) => self.tally.figures.corrupt += 1,
+            Err(Unproved::BadTag) => self.tally.figures.bad_tag += 1,
         }
         opened
     }
@@ -387,21 +335,22 @@ impl SessionReceiver {
     /// Places a proved frame's pages, or counts why not.
     fn place(&mut self, frame: &Frame<'_>) {
         let header = frame.header;
-        let counters = &self.inbound.queues[self.queue];
-        let count = |counter: &AtomicU64| {
-            counter.fetch_add(1, Ordering::Relaxed);
-        };
+        let figures = &mut self.tally.figures;
         if header.kind == FrameKind::Probe {
-            return count(&self.inbound.counters.probes);
+            self.tally.probes += 1;
+            return;
         }
         if header.epoch != self.open {
-            return count(&counters.stale);
+            figures.stale += 1;
+            return;
         }
         if header.lane >= self.inbound.lanes() || u64::from(header.sequence) >= self.inbound.max_sequence {
-            return count(&counters.malformed);
+            figures.malformed += 1;
+            return;
         }
         let Some(len) = placed_bytes(&self.inbound.spec.layout, frame) else {
-            return count(&counters.malformed);
+            figures.malformed += 1;
+            return;
         };
         // All of it, before anything is placed.
         let unpacked = match Codec::of(header.packing) {
@@ -410,7 +359,10 @@ impl SessionReceiver {
                 let packed = frame.payload(0, header.payload as usize);
                 match self.unpacker.unpack(codec, packed, len) {
                     Some(pages) => Some([pages]),
-                    None => return count(&counters.malformed),
+                    None => {
+                        figures.malformed += 1;
+                        return;
+                    }
                 }
             }
         };
@@ -422,14 +374,13 @@ impl SessionReceiver {
         if lane >= self.lanes.len() {
             self.lanes.resize_with(lane + 1, LaneProgress::default);
         }
-        let received = &mut self.lanes[lane].received;
-        let overtaken = header.sequence < received.end();
-        if !received.insert(header.sequence) {
-            return count(&counters.duplicates);
+        let progress = &mut self.lanes[lane];
+        let overtaken = header.sequence < progress.received.end();
+        if !progress.received.insert(header.sequence) {
+            figures.duplicates += 1;
+            return;
         }
-        if overtaken {
-            count(&counters.reordered);
-        }
+        figures.reordered += u64::from(overtaken);
         let mut at = 0;
         for placement in runs(&self.inbound.spec.layout, frame) {
             let placed = match placement {
@@ -444,17 +395,23 @@ impl SessionReceiver {
                 return self.inbound.fail(error);
             }
         }
-        count(&counters.frames);
-        self.inbound.counters.frames.fetch_add(1, Ordering::Relaxed);
-        self.inbound.counters.bytes.fetch_add(at as u64, Ordering::Relaxed);
-        // Release: whoever sees the count sees the pages.
-        let arrivals = &self.inbound.arrivals[lane];
-        arrivals.end.fetch_max(header.sequence + 1, Ordering::Release);
-        arrivals.received.fetch_add(1, Ordering::Release);
+        figures.frames += 1;
+        progress.placed += 1;
     }
 
-    /// Tells the sender how far its lanes got. `idle` says that nothing more is waiting here.
+    /// Tells everybody here what came since the last time. Call after a batch.
+    fn publish(&mut self) {
+        let arrivals = &self.inbound.arrivals;
+        arrivals.add(self.queue, &mut self.tally);
+        for (number, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.placed > 0) {
+            arrivals.add_lane(number, std::mem::take(&mut lane.placed), lane.received.end());
+        }
+    }
+
+    /// Tells everybody here what came, and the sender how far its lanes got. Call after a batch; `idle` says that nothing more is
+    /// waiting here.
     pub fn feedback(&mut self, idle: bool) {
+        self.publish();
         for (lane, progress) in self.lanes.iter_mut().enumerate() {
             let seen = progress.received.end();
             let news = seen - progress.told;
@@ -487,6 +444,7 @@ impl SessionReceiver {
         if epoch != self.open {
             return Vec::new();
         }
+        self.publish();
         self.open += 1;
         std::mem::take(&mut self.lanes).into_iter().map(|lane| lane.received).collect()
     }

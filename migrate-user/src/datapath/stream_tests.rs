@@ -460,7 +460,11 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     let late = old.lock().unwrap()[0].clone();
     let late: [&[u8]; 1] = [&late];
     let late = Packet::new(&late);
-    stream.receiver.lock().unwrap().take(Datagram::in_ethernet(&late, PORT).as_ref());
+    {
+        let mut receiver = stream.receiver.lock().unwrap();
+        receiver.take(Datagram::in_ethernet(&late, PORT).as_ref());
+        receiver.feedback(true);
+    }
     assert_eq!(stream.inbound.figures()[0].stale, 1);
     stream.assert_equal();
 }
