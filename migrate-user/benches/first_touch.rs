@@ -13,7 +13,7 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use migrate_common::PAGE_SIZE;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use xferry::memory::{Access, Ahead, Mapping, RESERVE_CHUNK, Reservation};
+use xferry::memory::{Access, Mapping, RESERVE_CHUNK, Reservation};
 
 /// Size of the RAM file, bytes.
 const RAM: u64 = 256 << 20;
@@ -44,8 +44,6 @@ enum Way {
     Faulted,
     /// Taken and faulted in by chunks first, then copied.
     Covered,
-    /// Allocated by chunks first, then written to the file.
-    Allocated,
     /// Written to the file.
     Written,
 }
@@ -62,14 +60,9 @@ fn fill(way: Way, mapping: &Mapping, reservation: &Reservation, content: &[u8]) 
     for page in (0..mapping.pages()).step_by(RUN) {
         match way {
             Way::Faulted => mapping.write(page, 0, content),
-            Way::Covered | Way::Allocated | Way::Written => {
-                let ahead = match way {
-                    Way::Covered => Some(Ahead::Mapped),
-                    Way::Allocated => Some(Ahead::Allocated),
-                    _ => None,
-                };
-                if let Some(ahead) = ahead.filter(|_| page % RESERVE_CHUNK == 0) {
-                    reservation.reserve(mapping, page, ahead).expect("memory");
+            Way::Covered | Way::Written => {
+                if matches!(way, Way::Covered) && page % RESERVE_CHUNK == 0 {
+                    reservation.cover(mapping, page).expect("memory");
                 }
                 let pieces = std::iter::once(content);
                 reservation.place(mapping, page, 0, content.len(), pieces).expect("memory");
@@ -86,13 +79,7 @@ fn first_touch(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("first_touch");
     group.throughput(Throughput::Bytes(RAM)).sample_size(10);
     for (system, directory) in systems.into_iter().flatten() {
-        let ways = [
-            ("faulted", Way::Faulted),
-            ("covered", Way::Covered),
-            ("allocated", Way::Allocated),
-            ("written", Way::Written),
-        ];
-        for (name, way) in ways {
+        for (name, way) in [("faulted", Way::Faulted), ("covered", Way::Covered), ("written", Way::Written)] {
             group.bench_with_input(BenchmarkId::new(name, system), &way, |bencher, &way| {
                 bencher.iter_custom(|runs| {
                     let mut taken = Duration::ZERO;

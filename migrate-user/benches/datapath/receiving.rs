@@ -232,7 +232,7 @@ fn inbound(mtu: usize, cipher: Option<Cipher>) -> Arc<Inbound> {
         feedback_every: 16,
         queues: 1,
     });
-    inbound.reserve(0..GUEST_PAGES / xferry::memory::RESERVE_CHUNK, xferry::memory::Ahead::Mapped);
+    inbound.reserve(0..GUEST_PAGES / xferry::memory::RESERVE_CHUNK);
     inbound
 }
 

@@ -20,9 +20,7 @@ use super::{
     packing::{Codec, Unpacker},
     protection::{Opener, Protection, Unproved},
 };
-use crate::memory::{
-    Ahead, BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation,
-};
+use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
 use crate::sync::lock;
 
 /// How often the last feedback is said again while nothing comes.
@@ -143,7 +141,7 @@ impl Inbound {
 
     /// Takes the memory of `chunks` (numbers of [`RESERVE_CHUNK`] pages, ascending), until [`close`](Self::close). Runs beside the
     /// first round, a little ahead of its frames; several threads may share the chunks. A failure shows like one of placing a page.
-    pub fn reserve(&self, chunks: impl Iterator<Item = u64>, ahead: Ahead) {
+    pub fn reserve(&self, chunks: impl Iterator<Item = u64>) {
         for chunk in chunks {
             let page = chunk * RESERVE_CHUNK;
             if self.closed.load(Ordering::Relaxed) || page >= self.spec.layout.pages() {
@@ -152,7 +150,7 @@ impl Inbound {
             let at = self.spec.layout.locate(page);
             let backend = usize::from(at.backend);
             let (reservation, mapping) = (&self.spec.reservations[backend], &self.spec.mappings[backend]);
-            if let Err(error) = reservation.reserve(mapping, at.page, ahead) {
+            if let Err(error) = reservation.cover(mapping, at.page) {
                 return self.fail(error);
             }
         }

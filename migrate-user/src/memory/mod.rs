@@ -26,7 +26,7 @@ pub use layout::{Backend, BackendPage, RamLayout};
 pub use mapping::{Access, HUGETLBFS, Mapping};
 pub use pagemap::{Pagemap, supports_scan};
 pub use pages::{AtomicPageSet, PageSet};
-pub use reservation::{Ahead, RESERVE_CHUNK, Reservation, empty};
+pub use reservation::{RESERVE_CHUNK, Reservation, empty};
 pub use tracker::DirtyTracker;
 pub use vma::{RamFile, Vma, find_ram_files, is_mapped};
 pub use zero::is_zero;

@@ -15,27 +15,16 @@ use super::{Mapping, MemoryError};
 /// Unit of reservation in pages (2 MiB).
 pub const RESERVE_CHUNK: u64 = 512;
 
-/// Pages allocated at once where pages are written meanwhile: writers wait so long (`inode_lock` in `shmem_fallocate`, mm/shmem.c).
-const STEP: usize = 64;
-
 /// Pieces that one call writes at most: 15 pages in receive buffers of 3840 bytes are 17.
 const PIECES: usize = 18;
-
-/// How far memory is taken ahead of the pages that come, where that is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ahead {
-    /// Allocated: the cheapest in all.
-    Allocated,
-    /// Mapped as well: the cheapest for whoever places pages, where processors are idle that can do it.
-    Mapped,
-}
 
 /// Which chunks of one RAM file have memory behind them and in front of it, in the mapping.
 ///
 /// Writing to a hole of a full tmpfs through a mapping kills the process (SIGBUS). So pages are written to the file as any
-/// file's (`pwritev`), which fails cleanly; allocated ahead or not. Or a chunk is **covered** first: allocated by
-/// `fallocate`, which fails cleanly too, and faulted in. Then placing is a copy and no more; in all it costs more, because
-/// every page is looked up once more, mapped, and taken out of the page table at the end (docs/performance.md). hugetlbfs knows no writing:
+/// file's (`pwritev`), which fails cleanly. Or a chunk is **covered** first: allocated by `fallocate`, which fails cleanly too, and
+/// faulted in. Then placing is a copy and no more; in all it costs more, because every page is looked up once more, mapped, and
+/// taken out of the page table at the end (docs/performance.md). To allocate and not to map is no gain: allocating and
+/// writing take turns (`inode_lock` in `shmem_fallocate` and `shmem_file_write_iter`, mm/shmem.c). hugetlbfs knows no writing:
 /// there every chunk is covered.
 pub struct Reservation {
     chunks: Vec<AtomicU64>,
@@ -128,18 +117,6 @@ impl Reservation {
             .is_some_and(|word| word.load(Ordering::Acquire) & (1 << (chunk % 64)) != 0)
     }
 
-    /// Reserves the chunk of `page` ahead of its pages, as far as `ahead` says. Safe to call from several threads.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoRoom`] when the file system is full.
-    pub fn reserve(&self, mapping: &Mapping, page: u64, ahead: Ahead) -> Result<(), MemoryError> {
-        if !self.by_file || ahead == Ahead::Mapped {
-            return self.cover(mapping, page);
-        }
-        let (start, end) = chunk_of(mapping, page);
-        (start..end).step_by(STEP).try_for_each(|at| allocate(mapping, at, (at + STEP as u64).min(end)))
-    }
-
     /// Reserves the chunk of `page` and faults it into `mapping`. Safe to call from several threads.
     ///
     /// # Errors
@@ -148,28 +125,22 @@ impl Reservation {
         if self.covers(page) {
             return Ok(());
         }
-        let (start, end) = chunk_of(mapping, page);
-        allocate(mapping, start, end)?;
-        mapping.populate(start, end)?;
         let chunk = page / RESERVE_CHUNK;
+        let start = chunk * RESERVE_CHUNK;
+        let end = (start + RESERVE_CHUNK).min(mapping.pages());
+        rustix::fs::fallocate(
+            mapping.file(),
+            FallocateFlags::KEEP_SIZE,
+            start * PAGE_SIZE as u64,
+            (end - start) * PAGE_SIZE as u64,
+        )
+        .map_err(|errno| failure(mapping, "reserve memory in", errno))?;
+        mapping.populate(start, end)?;
         if let Some(word) = self.chunks.get((chunk / 64) as usize) {
             word.fetch_or(1 << (chunk % 64), Ordering::AcqRel);
         }
         Ok(())
     }
-}
-
-/// The pages of the chunk of `page`, `start..end`.
-fn chunk_of(mapping: &Mapping, page: u64) -> (u64, u64) {
-    let start = page / RESERVE_CHUNK * RESERVE_CHUNK;
-    (start, (start + RESERVE_CHUNK).min(mapping.pages()))
-}
-
-/// Allocates pages `start..end`. Safe to call from several threads, also beside writers.
-fn allocate(mapping: &Mapping, start: u64, end: u64) -> Result<(), MemoryError> {
-    let (at, len) = (start * PAGE_SIZE as u64, (end - start) * PAGE_SIZE as u64);
-    rustix::fs::fallocate(mapping.file(), FallocateFlags::KEEP_SIZE, at, len)
-        .map_err(|errno| failure(mapping, "reserve memory in", errno))
 }
 
 fn failure(mapping: &Mapping, operation: &'static str, errno: Errno) -> MemoryError {
@@ -214,7 +185,7 @@ fn write<'a>(
 mod tests {
     use super::super::Access;
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn old_content_is_gone_and_only_asked_chunks_are_taken() {
@@ -257,23 +228,5 @@ mod tests {
             assert!(came.iter().all(|&byte| byte == 0), "{page}");
         }
         assert!(!reservation.covers(3) && !reservation.covers(511));
-    }
-
-    #[test]
-    fn allocated_pages_are_there_and_written_through_the_file() {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        file.set_len(4 << 20).unwrap();
-        let mapping = Mapping::new(file, "t".into(), Access::Write).unwrap();
-        let reservation = Reservation::clear(&mapping).unwrap();
-        reservation.reserve(&mapping, 600, Ahead::Allocated).unwrap();
-        assert!(!reservation.covers(600));
-        let blocks = |mapping: &Mapping| mapping.file().metadata().unwrap().blocks() * 512;
-        assert_eq!(blocks(&mapping), 2 << 20);
-        reservation.place(&mapping, 600, 0, PAGE_SIZE, [&[7; PAGE_SIZE][..]].into_iter()).unwrap();
-        let mut came = [0; PAGE_SIZE];
-        mapping.read(600, 0, &mut came).unwrap();
-        assert_eq!((came, blocks(&mapping)), ([7; PAGE_SIZE], 2 << 20));
-        reservation.reserve(&mapping, 0, Ahead::Mapped).unwrap();
-        assert!(reservation.covers(0));
     }
 }
