@@ -23,6 +23,8 @@ pub const HEADER_LEN: usize = 40;
 pub const DESCRIPTOR_LEN: usize = 16;
 /// Where the session lies within the header, bytes.
 pub const SESSION_OFFSET: usize = 8;
+/// Where the lane lies within the header, bytes.
+pub const LANE_OFFSET: usize = 20;
 /// Where the checksum lies within the header, bytes.
 pub const CHECKSUM_OFFSET: usize = 32;
 /// Length of the tag behind a sealed frame, bytes: that of AES-GCM (NIST SP 800-38D) and ChaCha20-Poly1305 (RFC 8439).

@@ -70,7 +70,9 @@ fn udp_at_both_ends() {
     for (mtu, queues) in [(1500, 1), (9000, 2), (65535, 1)] {
         let lab = LabConfig { mtu, queues, transport: ["udp"; 2], ..LabConfig::for_test() };
         for report in there_and_back(lab) {
-            assert_eq!(report.count("/transport/lanes"), Some(queues.into()));
+            // Sockets need no queues of their own.
+            let processors = std::thread::available_parallelism().unwrap().get() as u64;
+            assert_eq!(report.count("/transport/lanes"), Some(processors.min(4.max(queues.into()))));
         }
     }
 }
@@ -104,7 +106,7 @@ fn bad_wire() {
         for source in Side::BOTH {
             let report = scenario.expect_migrates(source, &OPTIONS).unwrap();
             let lanes = report.get("/stream/lanes").unwrap().as_array().unwrap();
-            assert!(lanes[0]["lost"].as_u64().unwrap() > 0, "{:#}", report.0);
+            assert!(lanes.iter().any(|lane| lane["lost"].as_u64().unwrap() > 0), "{:#}", report.0);
         }
     }
 }

@@ -42,7 +42,9 @@ pub use feedback::{FEEDBACK_LEN, Feedback, FeedbackRx, FeedbackSocket, FeedbackT
 pub use frame::Frame;
 pub use layout::{FrameLayout, LayoutError};
 pub use pacing::{Bandwidth, Pacer};
-pub use packing::{Codec, Compression, NotUnpacked, Packer, Packings, Unpacker, agree as agree_packing};
+pub use packing::{
+    Codec, Compression, Method, NotUnpacked, Packer, Packings, Unpacker, agree as agree_packing,
+};
 pub use path::{Endpoint, FramePath};
 pub use protection::{
     Cipher, Disagreement, Encryption, FeedbackKey, KeyError, NonceReused, Offer, Opener, PageKey, Protection,

@@ -341,7 +341,7 @@ fn pages_that_become_zero_are_zeroed_and_untouched_zeroes_cost_nothing() {
 /// As when somebody cuts the file of a running guest: through a mapping that would be a SIGBUS for the whole agent.
 #[test]
 fn ram_that_cannot_be_read_ends_the_round_with_the_reason() {
-    for packings in [Packings::Never, Packings::Always(Codec::Lz4)] {
+    for packings in [Packings::Never, Packings::Always(Method::Lz4)] {
         let mut stream = Stream::packing(&[40, 60], 9000, Faults::default(), 1, packings);
         (0..100).for_each(|page| stream.write(page, page as u8 + 1));
         stream.source[1].file().set_len(30 * PAGE_SIZE as u64).unwrap();
@@ -356,9 +356,10 @@ fn ram_that_cannot_be_read_ends_the_round_with_the_reason() {
 
 #[test]
 fn packed_pages_arrive_at_every_frame_size_and_in_fewer_bytes() {
-    for codec in Codec::ALL {
+    for method in Method::ALL {
         for mtu in [576, 1500, 3046, 9000, 65535] {
-            let mut stream = Stream::packing(&[200, 101], mtu, Faults::default(), 1, Packings::Always(codec));
+            let mut stream =
+                Stream::packing(&[200, 101], mtu, Faults::default(), 1, Packings::Always(method));
             (0..301).filter(|page| page % 5 != 0).for_each(|page| match page % 7 {
                 0 => stream.write_noise(page, 1),
                 _ => stream.write_text(page, page as u8),
@@ -368,7 +369,7 @@ fn packed_pages_arrive_at_every_frame_size_and_in_fewer_bytes() {
             assert_eq!(stream.inbound.figures()[0].malformed, 0);
             if mtu >= 9000 {
                 let Packed { pages, bytes, .. } = stream.packed;
-                assert!(pages > 180 && bytes < pages * 3000, "{codec:?}, MTU {mtu}: {pages} in {bytes}");
+                assert!(pages > 180 && bytes < pages * 3000, "{method:?}, MTU {mtu}: {pages} in {bytes}");
                 assert!(stream.wire_bytes < bytes + (241 - pages) * 4200 + 12_000, "frames are full");
             }
         }
@@ -377,7 +378,7 @@ fn packed_pages_arrive_at_every_frame_size_and_in_fewer_bytes() {
 
 #[test]
 fn noise_goes_as_it_is() {
-    let always = Packings::Always(Codec::Lz4);
+    let always = Packings::Always(Method::Lz4);
     for mtu in [1500, 9000] {
         let mut stream = Stream::packing(&[64], mtu, Faults::default(), 1, always.clone());
         (0..64).for_each(|page| stream.write_noise(page, 3));
@@ -547,8 +548,8 @@ proptest! {
     ) {
         let packings = match packing {
             0 => Packings::Never,
-            1 => Packings::Always(Codec::Lz4),
-            _ => Packings::Always(Codec::Zstd),
+            1 => Packings::Always(Method::Lz4),
+            _ => Packings::Always(Method::Zstd),
         };
         let faults = Faults { lose, duplicate, swap, corrupt };
         let mut stream = Stream::packing(&[90, 40], mtu, faults, seed, packings);

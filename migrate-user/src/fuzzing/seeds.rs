@@ -9,7 +9,7 @@ use migrate_common::wire::{
 use super::*;
 use crate::{
     control::{Commit, Prepare, Prepared, Running, VerifyMode},
-    datapath::{Cipher, Codec, Encryption, LaneLosses, Offer, Packer},
+    datapath::{Cipher, Codec, Encryption, LaneLosses, Method, Offer, Packer},
     preflight::{Check, Finding},
 };
 
@@ -149,7 +149,7 @@ fn packed(flags: u8, codec: Codec, descriptors: &[PageDescriptor]) -> Vec<u8> {
     let (head, payload) = plain[3..].split_at(HEADER_LEN + descriptors.len() * DESCRIPTOR_LEN);
     let mut body = head.to_vec();
     body[23] = codec.packing() as u8;
-    body.extend(Packer::default().pack(codec, payload, usize::MAX).unwrap());
+    body.extend(Packer::default().pack(Method::by_name(codec), payload, usize::MAX).unwrap());
     [vec![flags], (body.len() as u16).to_le_bytes().to_vec(), body].concat()
 }
 

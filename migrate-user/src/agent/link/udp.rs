@@ -12,6 +12,10 @@ use crate::{
     network::{DropCount, Nic},
 };
 
+/// Lanes of a NIC with fewer queues, where the configuration does not say fewer still: one sender packs and encrypts, and one
+/// receiver decrypts, unpacks and places, less than a fast NIC carries.
+const LANES: usize = 4;
+
 /// The sockets on the data port and who may send to them.
 pub(in crate::agent) struct UdpLink {
     group: UdpGroup,
@@ -25,9 +29,7 @@ impl UdpLink {
     /// # Errors
     /// When the port cannot be had.
     pub fn open(nic: &Nic, config: &MigrationConfig) -> Result<(Self, Vec<UdpSource>), MigrationError> {
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        // Without a queue's interrupts of its own, more threads than processors take turns and nothing else.
-        let lanes = (config.queues_of(nic) as usize).min(cpus);
+        let lanes = lanes(config.queues_of(nic) as usize, config.queues, processors());
         let address = nic.address();
         let group = UdpGroup::open(&nic.name, SocketAddr::new(address, config.port), lanes)?;
         let gate = Arc::new(Gate::default());
@@ -36,6 +38,7 @@ impl UdpLink {
         Ok((Self { group, gate, address }, sources))
     }
 
+    /// Lanes of a migration from here, and workers that receive.
     pub fn lanes(&self) -> usize {
         self.group.ends().len()
     }
@@ -71,5 +74,33 @@ impl UdpLink {
 
     pub fn no_buffer(&self) -> u64 {
         self.group.drops()
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// How many lanes there are on a NIC of which `queues` may be used, at most `limit` of them: a socket needs no queue of its own.
+fn lanes(queues: usize, limit: Option<u32>, processors: usize) -> usize {
+    let wanted = queues.max(LANES).min(limit.map_or(usize::MAX, |limit| limit as usize));
+    // More threads than processors take turns and nothing else.
+    wanted.clamp(1, processors.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lanes;
+
+    #[test]
+    fn a_nic_of_one_queue_has_several_lanes_where_there_are_processors() {
+        assert_eq!([1, 2, 3, 4, 64].map(|processors| lanes(1, None, processors)), [1, 2, 3, 4, 4]);
+        assert_eq!([1, 8, 64].map(|processors| lanes(16, None, processors)), [1, 8, 16]);
+    }
+
+    #[test]
+    fn the_configuration_limits_them() {
+        assert_eq!([1, 2, 3, 9].map(|limit| lanes(limit.min(2), Some(limit as u32), 8)), [1, 2, 3, 4]);
+        assert_eq!(lanes(16, Some(0), 8), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Codec;
+use super::{Codec, Method};
 
 /// Whether and how pages are to be packed, as asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -38,9 +38,9 @@ pub enum Packings {
     #[default]
     Never,
     /// Always by this.
-    Always(Codec),
+    Always(Method),
     /// By one of these while it pays.
-    WhenFaster(Vec<Codec>),
+    WhenFaster(Vec<Method>),
 }
 
 /// The destination does not unpack what was asked for.
@@ -56,7 +56,7 @@ pub struct NotUnpacked(pub Codec);
 /// [`NotUnpacked`], when a codec was asked for by name.
 pub fn agree(wanted: Compression, unpacked: &[Codec]) -> Result<Packings, NotUnpacked> {
     let by = |codec: Codec| match unpacked.contains(&codec) {
-        true => Ok(Packings::Always(codec)),
+        true => Ok(Packings::Always(Method::by_name(codec))),
         false => Err(NotUnpacked(codec)),
     };
     match wanted {
@@ -64,9 +64,9 @@ pub fn agree(wanted: Compression, unpacked: &[Codec]) -> Result<Packings, NotUnp
         Compression::Lz4 => by(Codec::Lz4),
         Compression::Zstd => by(Codec::Zstd),
         Compression::Auto => {
-            let common: Vec<Codec> =
-                Codec::ALL.into_iter().filter(|codec| unpacked.contains(codec)).collect();
-            Ok(if common.is_empty() { Packings::Never } else { Packings::WhenFaster(common) })
+            let methods: Vec<Method> =
+                Method::ALL.into_iter().filter(|method| unpacked.contains(&method.codec())).collect();
+            Ok(if methods.is_empty() { Packings::Never } else { Packings::WhenFaster(methods) })
         }
     }
 }
@@ -78,9 +78,11 @@ mod tests {
     #[test]
     fn only_what_the_destination_unpacks() {
         use Codec::{Lz4, Zstd};
-        assert_eq!(agree(Compression::Zstd, &[Lz4, Zstd]), Ok(Packings::Always(Zstd)));
+        assert_eq!(agree(Compression::Zstd, &[Lz4, Zstd]), Ok(Packings::Always(Method::Zstd)));
         assert_eq!(agree(Compression::Zstd, &[Lz4]), Err(NotUnpacked(Zstd)));
-        assert_eq!(agree(Compression::Auto, &[Zstd]), Ok(Packings::WhenFaster(vec![Zstd])));
+        let zstd = vec![Method::ZstdFast, Method::Zstd];
+        assert_eq!(agree(Compression::Auto, &[Zstd]), Ok(Packings::WhenFaster(zstd)));
+        assert_eq!(agree(Compression::Auto, &[Lz4]), Ok(Packings::WhenFaster(vec![Method::Lz4])));
         assert_eq!(agree(Compression::Auto, &[]), Ok(Packings::Never));
         assert_eq!(agree(Compression::None, &[Lz4, Zstd]), Ok(Packings::Never));
         let text = NotUnpacked(Zstd).to_string();

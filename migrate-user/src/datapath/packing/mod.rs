@@ -1,11 +1,12 @@
 //! Fewer bytes for the same pages: all pages of a frame as one compressed block.
 //!
 //! A whole frame is one block, so that pages share what they have in common, and as many pages are packed as fill the frame
-//! ([`Fill`]). Whether packing pays is decided by each lane for itself, from what it measures ([`Auto`]).
+//! ([`Fill`]). Whether packing pays, and by what method, is decided by each lane for itself, from what it measures ([`Auto`]).
 
 mod agree;
 mod auto;
 mod fill;
+mod method;
 mod pack;
 mod sample;
 mod unpack;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use agree::{Compression, NotUnpacked, Packings, agree};
 pub use auto::{Auto, Work};
 pub use fill::Fill;
+pub use method::Method;
 pub use pack::Packer;
 pub use sample::Sample;
 pub use unpack::Unpacker;

@@ -9,7 +9,7 @@ const NEWS: f64 = 0.125;
 /// Blocks without which nothing is said.
 const ENOUGH: u32 = 8;
 
-/// What one codec does to a page, on average.
+/// What one method does to a page, on average.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
     blocks: u32,
@@ -30,6 +30,11 @@ impl Sample {
         self.bytes += news * (bytes - self.bytes);
         self.seconds += news * (seconds - self.seconds);
         self.blocks = self.blocks.saturating_add(1);
+    }
+
+    /// Time that packing a page takes, s.
+    pub const fn seconds(&self) -> f64 {
+        self.seconds
     }
 
     /// Time that a packed page would take, s, where the wire carries `rate` bytes/s and a page costs the sender `busy`

@@ -48,7 +48,7 @@ mod tests {
     use migrate_common::PAGE_SIZE;
     use proptest::prelude::*;
 
-    use super::super::Packer;
+    use super::super::{Method, Packer};
     use super::*;
 
     /// Bytes that pack to about a third.
@@ -59,11 +59,12 @@ mod tests {
     #[test]
     fn blocks_come_out_as_they_went_in() {
         let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
-        for codec in Codec::ALL {
+        for method in Method::ALL {
+            let codec = method.codec();
             for pages in [1, 2, 7, 15, 16, 64, 1] {
                 let plain = text(pages * PAGE_SIZE);
-                let packed = packer.pack(codec, &plain, usize::MAX).unwrap().to_vec();
-                assert!(packed.len() < plain.len(), "{codec:?}, {pages} pages: {}", packed.len());
+                let packed = packer.pack(method, &plain, usize::MAX).unwrap().to_vec();
+                assert!(packed.len() < plain.len(), "{method:?}, {pages} pages: {}", packed.len());
                 let pieces = || packed.chunks(1000);
                 assert_eq!(unpacker.unpack(codec, pieces(), plain.len()), Some(plain.as_slice()));
                 assert_eq!(unpacker.unpack(codec, pieces(), plain.len() - 1), None, "too many bytes");
@@ -72,7 +73,7 @@ mod tests {
                     None,
                     "too few bytes"
                 );
-                assert_eq!(packer.pack(codec, &plain, packed.len() - 1), None, "no room");
+                assert_eq!(packer.pack(method, &plain, packed.len() - 1), None, "no room");
             }
             assert_eq!(unpacker.unpack(codec, [].into_iter(), PAGE_SIZE), None);
             assert_eq!(unpacker.unpack(codec, [].into_iter(), 0), None);
@@ -90,7 +91,7 @@ mod tests {
             let mut unpacker = Unpacker::default();
             let _ = unpacker.unpack(codec, bytes.chunks(64), 3 * PAGE_SIZE);
             let plain = text(3 * PAGE_SIZE);
-            let mut packed = Packer::default().pack(codec, &plain, usize::MAX).unwrap().to_vec();
+            let mut packed = Packer::default().pack(Method::by_name(codec), &plain, usize::MAX).unwrap().to_vec();
             for (at, bits) in flips {
                 let at = usize::from(at) % packed.len();
                 packed[at] ^= bits;

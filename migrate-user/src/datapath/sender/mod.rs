@@ -15,11 +15,7 @@ use std::{
 use migrate_common::wire::{FrameHeader, FrameKind, Guard, HEADER_LEN, Packing};
 
 pub use self::{packed::Packed, round::LaneRound};
-use self::{
-    packed::{Packs, thread_cpu},
-    round::Round,
-    transit::Transit,
-};
+use self::{packed::Packs, round::Round, transit::Transit};
 use super::{
     feedback::FeedbackRx,
     layout::FrameLayout,
@@ -123,7 +119,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let window = Window::new(config.window);
         let pacer = Pacer::new(config.bandwidth.clone());
         let sealer = Sealer::new(config.protection.clone());
-        let packs = Packs::new(config.packings.clone(), config.frames.body_room());
+        let packs = Packs::new(config.packings.clone(), config.frames.body_room(), config.window);
         Self { config, sink, feedback, window, pacer, transit: Transit::default(), sealer, packs, probes: 0 }
     }
 
@@ -148,10 +144,10 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         self.transit.begin();
         let mut round = Round::new(epoch, pages, stop, progress);
         let mut numbers = numbers.peekable();
-        self.packs.auto.begin(Instant::now(), thread_cpu());
+        self.packs.auto.begin(Instant::now());
         while numbers.peek().is_some() {
-            if let Some(codec) = self.packs.auto.codec() {
-                self.packed_pages(&mut round, &mut numbers, codec)?;
+            if let Some(method) = self.packs.auto.method() {
+                self.packed_pages(&mut round, &mut numbers, method)?;
             } else if self.config.frames.frames_per_page == 1 {
                 if !self.direct_pages(&mut round, &mut numbers)? {
                     self.whole_pages(&mut round, &mut numbers)?;

@@ -14,7 +14,7 @@ use super::{LaneSender, SendError, round::Round};
 use crate::{
     datapath::{
         feedback::FeedbackRx,
-        packing::{Auto, Codec, Fill, Packer, Packings, Work},
+        packing::{Auto, Fill, Method, Packer, Packings, Work},
         sink::FrameSink,
     },
     memory::BackendPage,
@@ -64,18 +64,21 @@ impl std::ops::AddAssign for Packed {
 }
 
 impl Packs {
-    /// For frames with `room` bytes of descriptors and payload.
-    pub(super) fn new(packings: Packings, room: usize) -> Self {
-        Self { auto: Auto::new(packings, room), tools: None }
+    /// For frames with `room` bytes of descriptors and payload, of which `window` may be on their way.
+    pub(super) fn new(packings: Packings, room: usize, window: u32) -> Self {
+        Self { auto: Auto::new(packings, room, window), tools: None }
     }
 
     /// Packs pages that went as they are, to see what it would do to them.
-    pub(super) fn sample(&mut self, codec: Codec, pages: &[u8]) {
-        let packer = &mut self.tools.get_or_insert_default().packer;
-        let begun = Instant::now();
-        let bytes = packer.pack(codec, pages, pages.len()).map(<[u8]>::len);
-        self.auto.packed(codec, pages.len() / PAGE_SIZE, bytes, begun.elapsed());
+    pub(super) fn sample(&mut self, method: Method, pages: &[u8]) {
+        sample(&mut self.auto, &mut self.tools.get_or_insert_default().packer, method, pages);
     }
+}
+
+fn sample(auto: &mut Auto, packer: &mut Packer, method: Method, pages: &[u8]) {
+    let begun = Instant::now();
+    let bytes = packer.pack(method, pages, pages.len()).map(<[u8]>::len);
+    auto.sampled(method, pages.len() / PAGE_SIZE, bytes, begun.elapsed());
 }
 
 impl Staged {
@@ -85,12 +88,12 @@ impl Staged {
 }
 
 impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
-    /// Pages for about one frame, packed by `codec`, in as many frames as they take.
+    /// Pages for about one frame, packed by `method`, in as many frames as they take.
     pub(super) fn packed_pages(
         &mut self,
         round: &mut Round<'_>,
         numbers: &mut Peekable<impl Iterator<Item = u64>>,
-        codec: Codec,
+        method: Method,
     ) -> Result<(), SendError> {
         let frames = self.config.frames;
         let mut tools = self.packs.tools.take().unwrap_or_default();
@@ -102,7 +105,13 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         round.take_pages(numbers, room, frames.zero_runs, &mut staged.pages);
         let mut done = 0;
         while done < tools.staged.pages.len() {
-            done += self.packed_frame(round, &mut tools, done, codec)?;
+            done += self.packed_frame(round, &mut tools, done, method)?;
+        }
+        if done > 0
+            && let Some(other) = self.packs.auto.wants_sample()
+        {
+            let Tools { packer, staged, .. } = &mut *tools;
+            sample(&mut self.packs.auto, packer, other, &staged.bytes[..done * PAGE_SIZE]);
         }
         self.packs.tools = Some(tools);
         Ok(())
@@ -115,7 +124,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         round: &mut Round<'_>,
         tools: &mut Tools,
         from: usize,
-        codec: Codec,
+        method: Method,
     ) -> Result<usize, SendError> {
         let frames = self.config.frames;
         let Tools { packer, fill, staged } = tools;
@@ -128,13 +137,13 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             let pages = &staged.bytes[from * PAGE_SIZE..(from + count) * PAGE_SIZE];
             let worth = pages.len() - pages.len() / GAIN;
             let begun = Instant::now();
-            let block = packer.pack(codec, pages, room.min(worth));
+            let block = packer.pack(method, pages, room.min(worth));
             let took = begun.elapsed();
             round.result.packed.took += took;
-            self.packs.auto.packed(codec, count, block.map(<[u8]>::len), took);
+            self.packs.auto.packed(method, count, block.map(<[u8]>::len), took);
             if let Some(block) = block {
                 fill.packed(count, block.len());
-                self.frame_of(round, &staged.pages[from..from + count], block, codec.packing())?;
+                self.frame_of(round, &staged.pages[from..from + count], block, method.codec().packing())?;
                 round.result.packed.pages += count as u64;
                 round.result.packed.bytes += block.len() as u64;
                 return Ok(count);
@@ -184,9 +193,17 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         if !self.packs.auto.decides() {
             return;
         }
-        let sum = Work { pages: round.result.data_pages, wire_bytes: round.result.wire_bytes };
+        let sum = Work {
+            frames: round.result.frames.into(),
+            pages: round.result.data_pages,
+            wire_bytes: round.result.wire_bytes,
+        };
         let told = std::mem::replace(&mut round.told, sum);
-        let news = Work { pages: sum.pages - told.pages, wire_bytes: sum.wire_bytes - told.wire_bytes };
+        let news = Work {
+            frames: sum.frames - told.frames,
+            pages: sum.pages - told.pages,
+            wire_bytes: sum.wire_bytes - told.wire_bytes,
+        };
         self.packs.auto.sent(Instant::now(), news, thread_cpu);
     }
 }

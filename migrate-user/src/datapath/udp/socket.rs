@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use migrate_common::wire::{LANE_OFFSET, SESSION_OFFSET};
 use quinn_udp::UdpSocketState;
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -107,8 +108,27 @@ impl UdpEnd {
     }
 }
 
-/// The sockets on one address and port, among which the kernel spreads what comes by addresses and ports
-/// (`SO_REUSEPORT`), as a NIC does among its queues.
+/// Lets the kernel give each datagram to the socket of its group whose number is session and lane, less what `count` goes into
+/// them. A program of classic BPF that is asked so sees a datagram from its payload on, and finds zeros behind its end
+/// (`run_bpf_filter`, net/core/sock_reuseport.c).
+fn spread_by_lane(socket: &Socket, count: u32) -> nix::Result<()> {
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    // The lowest byte of each is enough.
+    let mut program = [
+        step(byte, SESSION_OFFSET as u32),
+        step(libc::BPF_MISC | libc::BPF_TAX, 0),
+        step(byte, LANE_OFFSET as u32),
+        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::AttachReusePortCbpf, &program)
+}
+
+/// The sockets on one address and port, among which the kernel spreads what comes by session and lane (`SO_REUSEPORT`), as a
+/// NIC does among its queues.
 #[derive(Debug)]
 pub struct UdpGroup {
     ends: Vec<Arc<UdpEnd>>,
@@ -142,6 +162,13 @@ impl UdpGroup {
             if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BYTES).is_err() {
                 // Without the right to, as much as anybody may have.
                 socket.set_recv_buffer_size(RECEIVE_BYTES).map_err(place.failed("configuration"))?;
+            }
+            if count > 1
+                && ends.len() + 1 == count
+                && let Err(error) = spread_by_lane(&socket, count as u32)
+            {
+                // By addresses and ports then: lanes may meet in one socket.
+                tracing::debug!(%error, "the kernel does not spread lanes over sockets");
             }
             room = room.min(socket.recv_buffer_size().map_err(place.failed("configuration"))?);
             let end = place.end(socket)?;

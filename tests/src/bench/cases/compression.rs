@@ -43,6 +43,19 @@ pub(super) fn shaped(session: &mut Session<'_>, outcome: &mut Outcome) -> Result
     Ok(())
 }
 
+/// The slow link by each way of packing, whatever would be chosen.
+pub(super) fn codecs(session: &mut Session<'_>, _: &mut Outcome) -> Result<()> {
+    const CODECS: [Xferry; 4] = [
+        Xferry { name: "xferry, auto", ..Xferry::UDP },
+        Xferry { name: "xferry, lz4", options: &["--compression", "lz4"], ..Xferry::UDP },
+        Xferry { name: "xferry, zstd", options: &["--compression", "zstd"], ..Xferry::UDP },
+        Xferry { name: "xferry, none", options: &["--compression", "none"], ..Xferry::UDP },
+    ];
+    let network = Network { shape: Some(SLOW.0), ..session.usual_network() };
+    let guest = Guest { fill: Fill::Records, ..session.usual_guest() };
+    session.compare(network, &guest, &CODECS.map(Mover::Xferry), session.args.runs())
+}
+
 /// A link that is faster than compression may be: choosing must not cost.
 pub(super) fn fast(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()> {
     const NONE: Xferry =

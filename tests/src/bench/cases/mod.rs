@@ -131,6 +131,12 @@ pub(super) const ALL: &[Case] = &[
         run: ciphers::run,
     },
     Case {
+        name: "codecs",
+        about: "compressible guest over 1 Gbit/s, by way of packing",
+        when: When::ByName,
+        run: compression::codecs,
+    },
+    Case {
         name: "transports",
         about: "AF_XDP and UDP sockets at either end",
         when: When::ByName,
