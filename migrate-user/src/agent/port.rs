@@ -24,7 +24,7 @@ use crate::{
     xsk::Binding,
 };
 
-/// Most frames a lane may have on the way. A veth queue holds 256 (`VETH_RING_SIZE`, drivers/net/veth.c); real
+/// Most frames that may be on the way by one queue. A veth queue holds 256 (`VETH_RING_SIZE`, drivers/net/veth.c); real
 /// NICs more, but a window beyond bandwidth × delay only fills queues.
 const MAX_WINDOW: u32 = 240;
 
@@ -227,9 +227,7 @@ impl Port {
 
     /// Frames that each of `lanes` may have on the way to here.
     pub(super) fn window(&self, frames: &FrameLayout, lanes: usize) -> u32 {
-        // All lanes may hash to one queue; an eighth stays free for probes and strays.
-        let room = self.link.room(frames) * 7 / 8 / lanes.max(1);
-        (room as u32).clamp(1, MAX_WINDOW)
+        window(self.link.room(frames), self.nic.queues as usize, lanes)
     }
 
     /// Lets a migration's frames in.
@@ -347,4 +345,31 @@ fn start<S: FrameSource + 'static>(sources: Vec<S>, nic: &Nic) -> Result<Vec<Wor
         })
     };
     (0..).zip(sources).map(worker).collect()
+}
+
+/// Frames that each of `lanes` may have on the way to a NIC of so many queues, where one receiver has room for `room` of them.
+fn window(room: usize, queues: usize, lanes: usize) -> u32 {
+    let lanes = lanes.max(1);
+    // All lanes may come to one receiver; an eighth stays free for probes and strays.
+    let room = room * 7 / 8 / lanes;
+    // More lanes than queues share what the path holds: they would overflow it together.
+    let path = MAX_WINDOW as usize * queues.clamp(1, lanes) / lanes;
+    room.min(path).max(1) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_WINDOW, window};
+
+    #[test]
+    fn lanes_that_share_a_queue_share_its_window() {
+        assert_eq!([1, 2, 4].map(|lanes| window(100_000, 1, lanes)), [MAX_WINDOW, 120, 60]);
+        assert_eq!([1, 2, 4].map(|lanes| window(100_000, 4, lanes)), [MAX_WINDOW; 3]);
+    }
+
+    #[test]
+    fn all_lanes_fit_one_receiver_and_none_stands_still() {
+        assert_eq!(window(160, 2, 2), 70);
+        assert_eq!((window(0, 0, 0), window(3, 1, 64)), (1, 1));
+    }
 }
