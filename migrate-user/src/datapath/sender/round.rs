@@ -137,7 +137,10 @@ impl<'a> Round<'a> {
                 let number = first + index as u64;
                 let place = BackendPage { page: place.page + index as u64, ..place };
                 let Some(place) = self.judge(number, place, &to[from..from + PAGE_SIZE]) else { continue };
-                to.copy_within(from..from + PAGE_SIZE, taken.len() * PAGE_SIZE);
+                // Only behind a zero page is there anything to close up.
+                if taken.len() * PAGE_SIZE < from {
+                    to.copy_within(from..from + PAGE_SIZE, taken.len() * PAGE_SIZE);
+                }
                 taken.push((number, place));
             }
         }
