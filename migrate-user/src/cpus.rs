@@ -1,9 +1,14 @@
-//! Lists of processors in the kernel's own words: `2-5,8`.
+//! Processors: how many there are, and lists of them in the kernel's own words: `2-5,8`.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use rustix::thread::CpuSet;
 use serde::Deserialize;
+
+/// How many processors the calling thread may use; 1 where that cannot be told.
+pub fn usable() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 /// A set of processors that is not empty.
 ///
@@ -45,11 +50,6 @@ impl CpuList {
     /// How many there are, at least one.
     pub fn count(&self) -> usize {
         self.0.len()
-    }
-
-    /// Those of them that are in `others`.
-    pub fn shared_with(&self, others: &Self) -> Option<Self> {
-        Self::of(self.0.intersection(&others.0).copied())
     }
 
     /// Those of them that are not in `others`.
@@ -190,9 +190,8 @@ mod tests {
 
     #[test]
     fn lists_are_compared() {
-        assert_eq!(list("0-5").shared_with(&list("4-9")), Some(list("4-5")));
         assert_eq!(list("0-5").without(&list("4-9")), Some(list("0-3")));
-        assert_eq!((list("0").shared_with(&list("1")), list("0").without(&list("0"))), (None, None));
+        assert_eq!(list("0").without(&list("0")), None);
     }
 
     #[test]

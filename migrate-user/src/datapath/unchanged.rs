@@ -20,7 +20,10 @@ use std::sync::{
 use migrate_common::PAGE_SIZE;
 use xxhash_rust::xxh3::xxh3_128_with_secret;
 
-use crate::memory::{Mapping, PageSet, RamLayout};
+use crate::{
+    cpus,
+    memory::{Mapping, PageSet, RamLayout},
+};
 
 /// Pages whose hashes are allocated at once: those of a huge page of 2 MiB. What a guest never touched costs nothing.
 const CHUNK: usize = 512;
@@ -123,7 +126,7 @@ impl SentHashes {
 
     /// Looks at `pages`, whose dirty bits were taken before, on as many threads as there are processors.
     pub fn changed(&self, pages: &PageSet, layout: &RamLayout, mappings: &[Mapping]) -> Changed {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let processors = cpus::usable().min(MAX_THREADS);
         let worth = usize::try_from(pages.count() / PER_THREAD).unwrap_or(usize::MAX);
         self.changed_by(pages, layout, mappings, processors.min(worth).max(1))
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread::JoinHandle};
 
-use crate::{datapath::Inbound, migration::MigrationError};
+use crate::{cpus, datapath::Inbound, migration::MigrationError};
 
 /// Threads that take memory ahead of the first round, at most.
 const MAX_RESERVERS: usize = 8;
@@ -20,8 +20,7 @@ pub(super) fn start(
     chunks: &[(u64, u64)],
     workers: usize,
 ) -> Result<Vec<JoinHandle<()>>, MigrationError> {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = reservers(processors, workers, inbound.must_reserve());
+    let threads = reservers(cpus::usable(), workers, inbound.must_reserve());
     let start = |number: usize| {
         let inbound = Arc::clone(inbound);
         let chunks = chunks.to_vec();

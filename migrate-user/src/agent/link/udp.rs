@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     agent::config::MigrationConfig,
+    cpus,
     datapath::{FrameLayout, Gate, UdpGroup, UdpSource},
     migration::MigrationError,
     network::{DropCount, Nic},
@@ -29,7 +30,7 @@ impl UdpLink {
     /// # Errors
     /// When the port cannot be had.
     pub fn open(nic: &Nic, config: &MigrationConfig) -> Result<(Self, Vec<UdpSource>), MigrationError> {
-        let lanes = lanes(config.queues_of(nic) as usize, config.queues, processors());
+        let lanes = lanes(config.queues_of(nic) as usize, config.queues, cpus::usable());
         let address = nic.address();
         let group = UdpGroup::open(&nic.name, SocketAddr::new(address, config.port), lanes)?;
         let gate = Arc::new(Gate::default());
@@ -75,10 +76,6 @@ impl UdpLink {
     pub fn no_buffer(&self) -> u64 {
         self.group.drops()
     }
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// How many lanes there are on a NIC of which `queues` may be used, at most `limit` of them: a socket needs no queue of its own.
