@@ -62,6 +62,11 @@ impl Security {
             let loaded = Keeper::open(&config.pki_dir, &config.name);
             Some(loaded.map_err(|error| AgentError::Host(error.to_string()))?)
         };
+        if keeper.is_some() {
+            // The library gathers entropy when it is first asked, for some 20 ms, which would be in the first migration's time.
+            aws_lc_rs::rand::fill(&mut [0; 32])
+                .map_err(|_| AgentError::Host("the system has no random numbers to give".into()))?;
+        }
         let (peers, strangers) = PLACES;
         Ok(Self {
             keeper,
