@@ -1,13 +1,11 @@
 //! How pages become frames.
 
-use std::iter::Peekable;
-
 use migrate_common::{
     PAGE_SIZE,
     wire::{DESCRIPTOR_LEN, HEADER_LEN, PageDescriptor},
 };
 
-use super::{LaneSender, SendError, packed::whole, round::Round};
+use super::{LaneSender, SendError, ahead::Ahead, packed::whole, round::Round};
 use crate::{
     datapath::{feedback::FeedbackRx, sink::FrameSink},
     memory::BackendPage,
@@ -21,7 +19,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub(super) fn whole_pages(
         &mut self,
         round: &mut Round<'_>,
-        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
     ) -> Result<(), SendError> {
         let capacity = self.config.frames.pages_per_frame;
         let zero_capacity = self.config.frames.zero_runs;
@@ -33,7 +31,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             let mut taken = std::mem::take(&mut round.taken);
             taken.clear();
             let (descriptors, payload) = buffer[descriptors_at..].split_at_mut(capacity * DESCRIPTOR_LEN);
-            round.take_pages(numbers, &mut payload[..capacity * PAGE_SIZE], zero_capacity, &mut taken);
+            round.take_pages(source, &mut payload[..capacity * PAGE_SIZE], zero_capacity, &mut taken);
             let count = taken.len();
             for (index, &(number, place)) in taken.iter().enumerate() {
                 let at = index * DESCRIPTOR_LEN;
@@ -62,14 +60,15 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub(super) fn fragments(
         &mut self,
         round: &mut Round<'_>,
-        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
     ) -> Result<(), SendError> {
-        let Some(number) = numbers.next() else { return Ok(()) };
-        let mut content = [0; PAGE_SIZE];
-        let Some(place) = round.take_page(number, &mut content) else { return Ok(()) };
-        self.page_in_fragments(round, number, place, &content)?;
+        let Some(page) = round.read(source) else { return Ok(()) };
+        if !round.judge(&page) {
+            return Ok(());
+        }
+        self.page_in_fragments(round, page.number, page.place, page.content)?;
         if let Some(codec) = self.packs.auto.wants_sample() {
-            self.packs.sample(codec, &content);
+            self.packs.sample(codec, page.content);
         }
         Ok(())
     }

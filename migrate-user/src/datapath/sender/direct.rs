@@ -1,13 +1,17 @@
 //! Frames whose pages are not copied.
 
-use std::iter::Peekable;
-
 use migrate_common::{
     PAGE_SIZE,
     wire::{DESCRIPTOR_LEN, FrameKind, HEADER_LEN},
 };
 
-use super::{FrameNumber, LaneSender, SendError, check, packed::whole, round::Round};
+use super::{
+    FrameNumber, LaneSender, SendError,
+    ahead::{Ahead, ReadPage},
+    check,
+    packed::whole,
+    round::Round,
+};
 use crate::{
     checksum::Crc32c,
     datapath::{FeedbackRx, FrameSink, Protection, direct::Chain, protection::complete_apart},
@@ -20,7 +24,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub(super) fn direct_pages(
         &mut self,
         round: &mut Round<'_>,
-        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
     ) -> Result<bool, SendError> {
         if !matches!(self.config.protection, Protection::Checksum) || self.sink.direct().is_none() {
             return Ok(false);
@@ -40,7 +44,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             let queued = sink.frame_of_pages(|chain| {
                 let descriptors_at = path.len() + HEADER_LEN;
                 while taken.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
-                    let Some(number) = numbers.next() else { break };
+                    let Some(number) = source.take_number() else { break };
                     let Some(place) = round.chain_page(number, chain) else { continue };
                     let at = descriptors_at + taken.len() * DESCRIPTOR_LEN;
                     chain.head[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
@@ -78,15 +82,23 @@ impl Round<'_> {
     /// is kept, which must be of the bytes that are sent.
     fn chain_page(&mut self, number: u64, chain: &mut Chain<'_>) -> Option<BackendPage> {
         let copied = self.pages.hashes.is_some() || self.pages.sent.contains(number);
-        let lies = chain.lies(number).filter(|_| !copied);
-        let Some(lies) = lies else {
-            let place = self.take_page(number, chain.copy())?;
+        let place = self.pages.layout.locate(number);
+        let mapping = &self.pages.mappings[usize::from(place.backend)];
+        let Some(lies) = chain.lies(number).filter(|_| !copied) else {
+            let content = chain.copy();
+            if let Err(error) = mapping.read(place.page, 0, content) {
+                self.failure = Some(error);
+                return None;
+            }
+            if !self.judge(&ReadPage { number, place, content }) {
+                return None;
+            }
             chain.add_copy();
             return Some(place);
         };
-        let place = self.pages.layout.locate(number);
-        let zero = self.pages.mappings[usize::from(place.backend)].is_zero(place.page);
-        let place = self.note(number, place, zero)?;
+        if !self.note(number, place, mapping.is_zero(place.page)) {
+            return None;
+        }
         chain.add(lies);
         Some(place)
     }

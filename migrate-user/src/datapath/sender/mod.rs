@@ -1,5 +1,6 @@
 //! From guest pages to frames.
 
+mod ahead;
 mod cutting;
 mod direct;
 mod packed;
@@ -14,8 +15,8 @@ use std::{
 
 use migrate_common::wire::{FrameHeader, FrameKind, Guard, HEADER_LEN, Packing};
 
+use self::{ahead::Ahead, packed::Packs, round::Round, transit::Transit};
 pub use self::{packed::Packed, round::LaneRound};
-use self::{packed::Packs, round::Round, transit::Transit};
 use super::{
     feedback::FeedbackRx,
     layout::FrameLayout,
@@ -143,17 +144,17 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         self.window.begin();
         self.transit.begin();
         let mut round = Round::new(epoch, pages, stop, progress);
-        let mut numbers = numbers.peekable();
+        let mut source = Ahead::new(numbers);
         self.packs.auto.begin(Instant::now());
-        while numbers.peek().is_some() {
+        while !source.is_empty() {
             if let Some(method) = self.packs.auto.method() {
-                self.packed_pages(&mut round, &mut numbers, method)?;
+                self.packed_pages(&mut round, &mut source, method)?;
             } else if self.config.frames.frames_per_page == 1 {
-                if !self.direct_pages(&mut round, &mut numbers)? {
-                    self.whole_pages(&mut round, &mut numbers)?;
+                if !self.direct_pages(&mut round, &mut source)? {
+                    self.whole_pages(&mut round, &mut source)?;
                 }
             } else {
-                self.fragments(&mut round, &mut numbers)?;
+                self.fragments(&mut round, &mut source)?;
             }
             if let Some(failure) = round.failure.take() {
                 return Err(failure.into());
@@ -162,6 +163,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 self.zero_frame(&mut round)?;
             }
             self.tell_auto(&mut round);
+            round.tell_progress();
         }
         if !round.zero_runs.is_empty() {
             self.zero_frame(&mut round)?;

@@ -1,16 +1,13 @@
 //! Packed pages: as many as fill a frame, as one block.
 
-use std::{
-    iter::Peekable,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use migrate_common::{
     PAGE_SIZE,
     wire::{DESCRIPTOR_LEN, HEADER_LEN, MAX_UNPACKED, Packing, PageDescriptor},
 };
 
-use super::{LaneSender, SendError, round::Round};
+use super::{LaneSender, SendError, ahead::Ahead, round::Round};
 use crate::{
     datapath::{
         feedback::FeedbackRx,
@@ -92,7 +89,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     pub(super) fn packed_pages(
         &mut self,
         round: &mut Round<'_>,
-        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
         method: Method,
     ) -> Result<(), SendError> {
         let frames = self.config.frames;
@@ -102,7 +99,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         staged.pages.clear();
         staged.bytes.resize(MAX_UNPACKED, 0);
         let room = &mut staged.bytes[..wanted * PAGE_SIZE];
-        round.take_pages(numbers, room, frames.zero_runs, &mut staged.pages);
+        round.take_pages(source, room, frames.zero_runs, &mut staged.pages);
         let mut done = 0;
         while done < tools.staged.pages.len() {
             done += self.packed_frame(round, &mut tools, done, method)?;

@@ -1,17 +1,20 @@
 //! What a lane does in one round.
 
 use std::{
-    iter::Peekable,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use migrate_common::PAGE_SIZE;
 
-use super::{Packed, Pages, spans::Spans};
+use super::{
+    Packed, Pages,
+    ahead::{Ahead, ReadPage},
+    spans::Spans,
+};
 use crate::{
     datapath::{accounting::LaneLosses, packing::Work},
-    memory::{BackendPage, MemoryError, PageSet, RamLayout, is_zero},
+    memory::{BackendPage, MemoryError, PageSet, is_zero},
 };
 
 /// What one lane sent in a round.
@@ -58,7 +61,10 @@ pub(super) struct Round<'a> {
     pub(super) epoch: u32,
     pub(super) pages: Pages<'a>,
     pub(super) stop: &'a AtomicBool,
-    pub(super) progress: &'a AtomicU64,
+    /// Pages done by all lanes.
+    progress: &'a AtomicU64,
+    /// Pages of this lane in `progress`.
+    done: u64,
     pub(super) zero_runs: Vec<(u64, u32)>,
     /// Pages of the frame that is being made.
     pub(super) taken: Vec<(u64, BackendPage)>,
@@ -73,24 +79,6 @@ pub(super) struct Round<'a> {
     pub(super) result: LaneRound,
 }
 
-/// The next of `numbers` that follow each other in one backend: the first, and how many, `most` at most.
-fn next_run(
-    numbers: &mut Peekable<impl Iterator<Item = u64>>,
-    layout: &RamLayout,
-    most: usize,
-) -> Option<(u64, usize)> {
-    let first = numbers.next_if(|_| most > 0)?;
-    let backend = layout.locate(first).backend;
-    let mut pages = 1;
-    while pages < most
-        && let next = first + pages as u64
-        && numbers.next_if(|&number| number == next && layout.locate(next).backend == backend).is_some()
-    {
-        pages += 1;
-    }
-    Some((first, pages))
-}
-
 impl<'a> Round<'a> {
     pub(super) fn new(epoch: u32, pages: Pages<'a>, stop: &'a AtomicBool, progress: &'a AtomicU64) -> Self {
         Self {
@@ -98,6 +86,7 @@ impl<'a> Round<'a> {
             pages,
             stop,
             progress,
+            done: 0,
             zero_runs: Vec::new(),
             taken: Vec::new(),
             heard: 0,
@@ -108,67 +97,56 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Copies a page into `to`; `None` when it turns out to be zero, which is noted instead, or cannot be read.
-    pub(super) fn take_page(&mut self, number: u64, to: &mut [u8]) -> Option<BackendPage> {
-        let place = self.pages.layout.locate(number);
-        if self.read(place, to) { self.judge(number, place, to) } else { None }
+    /// The next page of `source`; `None` when there is none, or it cannot be read: then [`failure`](Self::failure) says why.
+    pub(super) fn read<'b>(
+        &mut self,
+        source: &'b mut Ahead<impl Iterator<Item = u64>>,
+    ) -> Option<ReadPage<'b>> {
+        source.take(&self.pages).unwrap_or_else(|error| {
+            self.failure = Some(error);
+            None
+        })
     }
 
-    /// Copies the next of `numbers` into `to`, as many as it has room for, and adds them to `taken`; less those that turn out to
-    /// be zero, which are noted instead, in no more than `zero_runs` runs. Pages that follow each other are read at once.
+    /// Copies the next pages of `source` into `to`, as many as it has room for, and adds them to `taken`; less those that turn
+    /// out to be zero, which are noted instead, in no more than `zero_runs` runs.
     pub(super) fn take_pages(
         &mut self,
-        numbers: &mut Peekable<impl Iterator<Item = u64>>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
         to: &mut [u8],
         zero_runs: usize,
         taken: &mut Vec<(u64, BackendPage)>,
     ) {
-        let room = to.len() / PAGE_SIZE;
-        while taken.len() < room {
-            let most = (room - taken.len()).min(zero_runs.saturating_sub(self.zero_runs.len()));
-            let Some((first, pages)) = next_run(numbers, self.pages.layout, most) else { return };
-            let place = self.pages.layout.locate(first);
-            let at = taken.len() * PAGE_SIZE;
-            if !self.read(place, &mut to[at..at + pages * PAGE_SIZE]) {
-                return;
-            }
-            for index in 0..pages {
-                let from = at + index * PAGE_SIZE;
-                let number = first + index as u64;
-                let place = BackendPage { page: place.page + index as u64, ..place };
-                let Some(place) = self.judge(number, place, &to[from..from + PAGE_SIZE]) else { continue };
-                // Only behind a zero page is there anything to close up.
-                if taken.len() * PAGE_SIZE < from {
-                    to.copy_within(from..from + PAGE_SIZE, taken.len() * PAGE_SIZE);
+        for to in to.chunks_exact_mut(PAGE_SIZE) {
+            let page = loop {
+                if self.zero_runs.len() >= zero_runs {
+                    return;
                 }
-                taken.push((number, place));
-            }
+                let Some(page) = self.read(source) else { return };
+                if self.judge(&page) {
+                    break page;
+                }
+            };
+            to.copy_from_slice(page.content);
+            taken.push((page.number, page.place));
         }
     }
 
-    /// Reads what lies from `place` on. Whether it could; if not, [`failure`](Self::failure) says why.
-    fn read(&mut self, place: BackendPage, to: &mut [u8]) -> bool {
-        let read = self.pages.mappings[usize::from(place.backend)].read(place.page, 0, to);
-        self.failure = self.failure.take().or(read.err());
-        self.failure.is_none()
-    }
-
-    /// Notes what a page turned out to be that was copied: `None` when zero.
-    fn judge(&mut self, number: u64, place: BackendPage, content: &[u8]) -> Option<BackendPage> {
-        let zero = is_zero(content);
+    /// Notes what a page turned out to be that was read. Whether there is something in it.
+    pub(super) fn judge(&mut self, page: &ReadPage<'_>) -> bool {
+        let zero = is_zero(page.content);
         if let Some(hashes) = self.pages.hashes.filter(|_| !zero) {
-            hashes.note(number, content);
+            hashes.note(page.number, page.content);
         }
-        self.note(number, place, zero)
+        self.note(page.number, page.place, zero)
     }
 
-    /// Notes what a page turned out to be: `None` when zero.
-    pub(super) fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> Option<BackendPage> {
-        self.progress.fetch_add(1, Ordering::Relaxed);
+    /// Notes what a page turned out to be. Whether there is something in it.
+    pub(super) fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> bool {
         if !zero {
             self.pages.sent.insert(number);
             self.result.data_pages += 1;
-            return Some(place);
+            return true;
         }
         self.result.zero_pages += 1;
         if let Some(hashes) = self.pages.hashes {
@@ -181,7 +159,14 @@ impl<'a> Round<'a> {
                 _ => self.zero_runs.push((number, 1)),
             }
         }
-        None
+        false
+    }
+
+    /// Adds to `progress` what was done since the last time.
+    pub(super) fn tell_progress(&mut self) {
+        let done = self.result.data_pages + self.result.zero_pages;
+        let news = done - std::mem::replace(&mut self.done, done);
+        self.progress.fetch_add(news, Ordering::Relaxed);
     }
 
     /// Notes that the frame being written carries page `number`; `first` is true for the first of its pages.
@@ -197,7 +182,7 @@ impl<'a> Round<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Access, AtomicPageSet, Backend, Mapping};
+    use crate::memory::{Access, AtomicPageSet, Backend, Mapping, RamLayout};
 
     /// Two backends of 5 and 6 pages; page n is full of n + 1, or zero.
     fn guest(zeros: &[u64]) -> (RamLayout, Vec<Mapping>) {
@@ -227,11 +212,11 @@ mod tests {
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         for room in 1..12 {
             let mut round = Round::new(1, pages, &stop, &progress);
-            let mut numbers = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10].into_iter().peekable();
+            let mut source = Ahead::new([0, 1, 2, 3, 4, 5, 6, 7, 9, 10].into_iter());
             let mut came = Vec::new();
-            while numbers.peek().is_some() {
+            while !source.is_empty() {
                 let (mut to, mut taken) = (vec![0xa5; room * PAGE_SIZE], Vec::new());
-                round.take_pages(&mut numbers, &mut to, 9, &mut taken);
+                round.take_pages(&mut source, &mut to, 9, &mut taken);
                 for (&(number, place), content) in taken.iter().zip(to.chunks(PAGE_SIZE)) {
                     assert_eq!(place, layout.locate(number));
                     assert!(content.iter().all(|&byte| u64::from(byte) == number + 1), "{number}, {room}");
@@ -245,6 +230,39 @@ mod tests {
     }
 
     #[test]
+    fn more_pages_than_are_read_at_once_come_in_order_each_with_its_content() {
+        let pages = 100;
+        let layout = RamLayout::new(vec![Backend { id: "ram".into(), size: pages * PAGE_SIZE as u64 }]);
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(layout.bytes()).unwrap();
+        let mapping = Mapping::new(file, "ram of a test".into(), Access::Write).unwrap();
+        (0..pages).for_each(|page| mapping.write(page, 0, &[page as u8 + 1; PAGE_SIZE]));
+        let sent = AtomicPageSet::new(pages);
+        let mappings = [mapping];
+        let pages = Pages { layout: &layout, mappings: &mappings, sent: &sent, hashes: None };
+        let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut round = Round::new(1, pages, &stop, &progress);
+        // Runs of 5 to 33 pages, and gaps between them.
+        let wanted: Vec<u64> = (0..100).filter(|page| ![5, 6, 12, 46, 60].contains(page)).collect();
+        let mut source = Ahead::new(wanted.iter().copied());
+        let mut came = Vec::new();
+        while !source.is_empty() {
+            let number = if came.len() % 7 == 3 {
+                // As a page that goes from where it lies.
+                source.take_number().unwrap()
+            } else {
+                let page = round.read(&mut source).unwrap();
+                assert!(page.content.iter().all(|&byte| u64::from(byte) == page.number + 1));
+                assert!(page.content.len() == PAGE_SIZE && page.place == layout.locate(page.number));
+                page.number
+            };
+            came.push(number);
+        }
+        assert_eq!(came, wanted);
+        assert!(round.read(&mut source).is_none() && round.failure.is_none());
+    }
+
+    #[test]
     fn no_more_zero_runs_than_there_is_room_for() {
         let (layout, mappings) = guest(&[0, 2, 4, 6, 8, 10]);
         let sent = AtomicPageSet::new(11);
@@ -253,9 +271,9 @@ mod tests {
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let mut round = Round::new(1, pages, &stop, &progress);
         let (mut to, mut taken) = (vec![0; 11 * PAGE_SIZE], Vec::new());
-        let mut numbers = (0..11).peekable();
-        round.take_pages(&mut numbers, &mut to, 2, &mut taken);
+        let mut source = Ahead::new(0..11);
+        round.take_pages(&mut source, &mut to, 2, &mut taken);
         assert_eq!(round.zero_runs.len(), 2);
-        assert_eq!((taken.len(), numbers.next()), (1, Some(3)));
+        assert_eq!((taken.len(), source.take_number()), (1, Some(3)));
     }
 }
