@@ -112,12 +112,12 @@ impl<S: FrameSource> Run<S> {
                 demux.feedback(false);
                 continue;
             }
-            demux.feedback(true);
             let since = *idle_since.get_or_insert_with(Instant::now);
             if !demux.is_empty() && since.elapsed() < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
+            demux.feedback(true);
             let repeat = demux.may_repeat();
             let asleep = Instant::now();
             if let Err(error) = self.source.wait(&self.wake, if repeat { REPEAT_MS } else { SLEEP_MS }) {
