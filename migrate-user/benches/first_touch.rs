@@ -17,8 +17,8 @@ use xferry::memory::{Access, Mapping, RESERVE_CHUNK, Reservation};
 
 /// Size of the RAM file, bytes.
 const RAM: u64 = 256 << 20;
-/// Pages placed at once: what a frame of MTU 9000 carries.
-const RUN: usize = 2;
+/// Pages placed at once: what neighbouring frames are gathered to.
+const RUN: usize = 16;
 
 /// A mounted tmpfs of huge pages; gone when dropped.
 struct HugeTmpfs(tempfile::TempDir);
@@ -65,7 +65,7 @@ fn fill(way: Way, mapping: &Mapping, reservation: &Reservation, content: &[u8]) 
                     reservation.cover(mapping, page).expect("memory");
                 }
                 let pieces = std::iter::once(content);
-                reservation.place(mapping, page, 0, content.len(), pieces).expect("memory");
+                reservation.place(mapping, page * PAGE_SIZE as u64, content.len(), pieces).expect("memory");
             }
         }
     }

@@ -13,6 +13,7 @@
 
 mod accounting;
 mod arrivals;
+mod behind;
 mod datagram;
 mod demux;
 mod direct;

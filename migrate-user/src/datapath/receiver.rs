@@ -13,6 +13,7 @@ use migrate_common::{
 use super::{
     accounting::{FrameSet, QueueFigures},
     arrivals::{Arrivals, InboundCounters, MAX_LANES, Tally},
+    behind::{Behind, Gathered},
     datagram::{Datagram, Pieces},
     feedback::{Feedback, FeedbackTx},
     frame::Frame,
@@ -170,14 +171,52 @@ impl Inbound {
         lock(&self.failure).get_or_insert(error);
     }
 
-    /// Places `length` bytes from `offset` of a page on, all in one backend.
-    fn place(&self, page: u64, offset: usize, length: usize, pieces: Pieces<'_>) -> Result<(), MemoryError> {
+    /// Places `length` bytes from `offset` of a page on, all in one backend: at once, or as part of `behind`, when more is to be
+    /// expected that follows them.
+    fn place(
+        &self,
+        behind: &mut Behind,
+        page: u64,
+        offset: usize,
+        length: usize,
+        pieces: Pieces<'_>,
+    ) -> Result<(), MemoryError> {
         let at = self.spec.layout.locate(page);
         let backend = usize::from(at.backend);
-        let (reservation, mapping) = (&self.spec.reservations[backend], &self.spec.mappings[backend]);
-        reservation.place(mapping, at.page, offset, length, pieces)?;
-        let pages = (offset + length).div_ceil(PAGE_SIZE) as u64;
-        (page..page + pages).for_each(|page| self.mark(page));
+        let start = at.page * PAGE_SIZE as u64 + offset as u64;
+        let reservation = &self.spec.reservations[backend];
+        let gathered = Behind::takes(length) && reservation.is_written(start, length);
+        if !gathered || !behind.is_followed_by(backend, start, length) {
+            self.catch_up(behind)?;
+        }
+        if gathered {
+            behind.add(backend, start, pieces);
+            return Ok(());
+        }
+        self.place_at(backend, start, length, pieces)
+    }
+
+    /// Places what is behind.
+    fn catch_up(&self, behind: &mut Behind) -> Result<(), MemoryError> {
+        let Some(Gathered { backend, start, bytes }) = behind.gathered() else { return Ok(()) };
+        let placed = self.place_at(backend, start, bytes.len(), std::iter::once(bytes));
+        behind.clear();
+        placed
+    }
+
+    fn place_at<'a>(
+        &self,
+        backend: usize,
+        start: u64,
+        length: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), MemoryError> {
+        self.spec.reservations[backend].place(&self.spec.mappings[backend], start, length, pieces)?;
+        if let Some(hashes) = &self.hashes {
+            let pages = start / PAGE_SIZE as u64..(start + length as u64).div_ceil(PAGE_SIZE as u64);
+            let first = self.spec.layout.first_page(backend);
+            pages.for_each(|page| hashes.mark_stale(first + page));
+        }
         Ok(())
     }
 
@@ -186,7 +225,9 @@ impl Inbound {
             let at = self.spec.layout.locate(page);
             let backend = usize::from(at.backend);
             self.spec.reservations[backend].zero(&self.spec.mappings[backend], at.page)?;
-            self.mark(page);
+            if let Some(hashes) = &self.hashes {
+                hashes.mark_stale(page);
+            }
         }
         Ok(())
     }
@@ -195,12 +236,6 @@ impl Inbound {
         let received = self.arrivals.received(lane);
         let session = self.spec.session;
         self.spec.feedback.send(Feedback { session, epoch, lane: lane as u16, seen, received });
-    }
-
-    fn mark(&self, page: u64) {
-        if let Some(hashes) = &self.hashes {
-            hashes.mark_stale(page);
-        }
     }
 }
 
@@ -292,6 +327,8 @@ pub struct SessionReceiver {
     unpacker: Unpacker,
     lanes: Vec<LaneProgress>,
     tally: Tally,
+    /// What was counted and is not yet in its place.
+    behind: Behind,
 }
 
 impl SessionReceiver {
@@ -300,7 +337,16 @@ impl SessionReceiver {
         let queue = (queue as usize).min(inbound.arrivals.queues() - 1);
         let opener = Opener::new(inbound.spec.protection.clone());
         let (unpacker, tally) = (Unpacker::default(), Tally::default());
-        Self { inbound, queue, open: 1, opener, unpacker, lanes: Vec::new(), tally }
+        Self {
+            inbound,
+            queue,
+            open: 1,
+            opener,
+            unpacker,
+            lanes: Vec::new(),
+            tally,
+            behind: Behind::default(),
+        }
     }
 
     /// Counts a frame that says to be of this migration and does not hold.
@@ -385,9 +431,12 @@ impl SessionReceiver {
                 Placement::Data { page, offset, length } => {
                     let pieces = payload(at, length);
                     at += length;
-                    self.inbound.place(page, offset, length, pieces)
+                    self.inbound.place(&mut self.behind, page, offset, length, pieces)
                 }
-                Placement::Zero { page, pages } => self.inbound.clear(page, pages),
+                Placement::Zero { page, pages } => {
+                    let caught_up = self.inbound.catch_up(&mut self.behind);
+                    caught_up.and_then(|()| self.inbound.clear(page, pages))
+                }
             };
             if let Err(error) = placed {
                 return self.inbound.fail(error);
@@ -397,8 +446,11 @@ impl SessionReceiver {
         progress.placed += 1;
     }
 
-    /// Tells everybody here what came since the last time. Call after a batch.
+    /// Tells everybody here what came since the last time, all of which is in its place by then. Call after a batch.
     fn publish(&mut self) {
+        if let Err(error) = self.inbound.catch_up(&mut self.behind) {
+            self.inbound.fail(error);
+        }
         let arrivals = &self.inbound.arrivals;
         arrivals.add(self.queue, &mut self.tally);
         for (number, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.placed > 0) {

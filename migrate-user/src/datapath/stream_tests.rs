@@ -5,6 +5,7 @@ mod direct;
 
 use std::{
     collections::VecDeque,
+    fs::File,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -14,6 +15,7 @@ use std::{
 
 use migrate_common::PAGE_SIZE;
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::*;
 use crate::{
@@ -136,7 +138,7 @@ fn protection(seed: u64) -> Protection {
 }
 
 fn ram(pages: u64) -> Mapping {
-    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let file = File::from(memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap());
     file.set_len(pages * PAGE_SIZE as u64).unwrap();
     Mapping::new(file, "test".into(), Access::Write).unwrap()
 }
@@ -352,6 +354,22 @@ fn ram_that_cannot_be_read_ends_the_round_with_the_reason() {
         assert!(matches!(error, SendError::Memory(_)), "{error}");
         assert!(error.to_string().starts_with("cannot read test: "), "{error}");
     }
+}
+
+/// Pages are counted when they came, and in their place when they are told of: what is found out between must not be forgotten.
+#[test]
+fn ram_that_cannot_be_written_is_a_failure_of_the_round() {
+    let mut stream = Stream::new(&[100], 9000, Faults::default(), 1);
+    (0..100).for_each(|page| stream.write(page, page as u8 + 1));
+    let file = stream.inbound.mappings()[0].file();
+    file.set_len(30 * PAGE_SIZE as u64).unwrap();
+    fcntl_add_seals(file, SealFlags::GROW).unwrap();
+    // As many as are gathered, and no more.
+    stream.round(&stream.set(0..30));
+    assert!(stream.inbound.take_failure().is_none());
+    stream.round(&stream.set(28..32));
+    let failure = stream.inbound.take_failure().unwrap();
+    assert!(failure.to_string().starts_with("cannot write to test: "), "{failure}");
 }
 
 #[test]

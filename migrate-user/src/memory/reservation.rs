@@ -43,6 +43,11 @@ pub fn empty(file: &File, path: &Path) -> Result<(), MemoryError> {
         .map_err(|errno| failed(errno.into()))
 }
 
+/// The first and the last page of `len` bytes from byte `start` on.
+fn spanned(start: u64, len: usize) -> [u64; 2] {
+    [start, start + len.saturating_sub(1) as u64].map(|byte| byte / PAGE_SIZE as u64)
+}
+
 impl Reservation {
     /// Empties the file behind `mapping` and reserves nothing. What an earlier user left in it must not
     /// shine through where the guest's memory has holes.
@@ -63,8 +68,13 @@ impl Reservation {
         !self.by_file
     }
 
-    /// Places `pieces`, one behind the other, from `offset` of a page on; they may reach into the pages behind it.
-    /// Safe to call from several threads.
+    /// Whether `len` bytes from byte `start` on are written to the file when they are placed, as far as can be told now.
+    pub fn is_written(&self, start: u64, len: usize) -> bool {
+        self.by_file && !spanned(start, len).into_iter().all(|page| self.covers(page))
+    }
+
+    /// Places `pieces`, one behind the other, `len` bytes in all, from byte `start` on; in two chunks at most. Safe to call from
+    /// several threads.
     ///
     /// # Errors
     /// [`MemoryError::NoRoom`] when the file system is full.
@@ -74,20 +84,17 @@ impl Reservation {
     pub fn place<'a>(
         &self,
         mapping: &Mapping,
-        page: u64,
-        offset: usize,
+        start: u64,
         len: usize,
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), MemoryError> {
-        let last = page + ((offset + len).saturating_sub(1) / PAGE_SIZE) as u64;
-        if self.by_file && !(self.covers(page) && self.covers(last)) {
-            return write(mapping, page * PAGE_SIZE as u64 + offset as u64, pieces);
+        if self.is_written(start, len) {
+            return write(mapping, start, pieces);
         }
-        // A frame's pages reach into two chunks at most.
-        for page in [page, last] {
+        for page in spanned(start, len) {
             self.cover(mapping, page)?;
         }
-        let mut offset = offset;
+        let (page, mut offset) = (start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as usize);
         for piece in pieces {
             mapping.write(page, offset, piece);
             offset += piece.len();
@@ -214,7 +221,8 @@ mod tests {
         // More pieces than one call takes.
         let bytes: Vec<u8> = (0..2 * PAGE_SIZE).map(|at| (at / 7) as u8).collect();
         for page in [3, 511, 600] {
-            reservation.place(&mapping, page, 100, 2 * PAGE_SIZE - 100, bytes[100..].chunks(300)).unwrap();
+            let start = page * PAGE_SIZE as u64 + 100;
+            reservation.place(&mapping, start, 2 * PAGE_SIZE - 100, bytes[100..].chunks(300)).unwrap();
             let mut came = vec![0; PAGE_SIZE];
             mapping.read(page, 0, &mut came).unwrap();
             assert!(

@@ -1,0 +1,77 @@
+//! Neighbouring frames' bytes, brought into the guest's memory together.
+
+/// Bytes that are gathered at most: with as many the kernel's cost of a call is small beside that of copying, and they are still in the
+/// cache when it copies them.
+const ROOM: usize = 64 << 10;
+
+/// Bytes that follow each other in one backend and are not yet in its memory.
+#[derive(Default)]
+pub(super) struct Behind {
+    backend: usize,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+/// What was gathered.
+pub(super) struct Gathered<'a> {
+    /// Index of the backend.
+    pub backend: usize,
+    /// Where it belongs in the backend's file, bytes.
+    pub start: u64,
+    /// At least one.
+    pub bytes: &'a [u8],
+}
+
+impl Behind {
+    /// Whether so many bytes are worth being gathered.
+    pub fn takes(len: usize) -> bool {
+        len <= ROOM / 2
+    }
+
+    /// Whether `len` bytes for `start` of a backend follow what is here, and there is room.
+    pub fn is_followed_by(&self, backend: usize, start: u64, len: usize) -> bool {
+        let end = self.start + self.bytes.len() as u64;
+        self.bytes.is_empty() || (backend == self.backend && start == end && self.bytes.len() + len <= ROOM)
+    }
+
+    /// Adds `pieces`, for `start` of a backend; they [follow](Self::is_followed_by) what is here.
+    pub fn add<'a>(&mut self, backend: usize, start: u64, pieces: impl Iterator<Item = &'a [u8]>) {
+        if self.bytes.is_empty() {
+            (self.backend, self.start) = (backend, start);
+            self.bytes.reserve(ROOM);
+        }
+        pieces.for_each(|piece| self.bytes.extend_from_slice(piece));
+    }
+
+    /// What is here, if anything.
+    pub fn gathered(&self) -> Option<Gathered<'_>> {
+        let Self { backend, start, bytes } = self;
+        (!bytes.is_empty()).then_some(Gathered { backend: *backend, start: *start, bytes })
+    }
+
+    /// Forgets it.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_follows_in_the_same_backend_and_has_room_joins() {
+        let mut behind = Behind::default();
+        assert!(behind.gathered().is_none() && behind.is_followed_by(3, 77, ROOM));
+        behind.add(1, 4096, [&[1; 100][..], &[2; 50]].into_iter());
+        assert!(behind.is_followed_by(1, 4246, 4096));
+        assert!(!behind.is_followed_by(1, 4096, 4096) && !behind.is_followed_by(1, 4247, 4096));
+        assert!(!behind.is_followed_by(0, 4246, 4096));
+        assert!(behind.is_followed_by(1, 4246, ROOM - 150) && !behind.is_followed_by(1, 4246, ROOM - 149));
+        behind.add(1, 4246, std::iter::once(&[3; 10][..]));
+        let Gathered { backend, start, bytes } = behind.gathered().unwrap();
+        assert_eq!((backend, start, bytes), (1, 4096, &[&[1; 100][..], &[2; 50], &[3; 10]].concat()[..]));
+        behind.clear();
+        assert!(behind.gathered().is_none() && behind.is_followed_by(0, 0, 1));
+    }
+}
