@@ -11,11 +11,16 @@ use xferry_lab::scenario::{Scenario, Workload, bare, skipped};
 /// Huge pages of 2 MiB for the same guest on both hosts, and some.
 const PAGES: u64 = 320;
 
+/// A line of `/proc/meminfo`.
+fn meminfo(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// Huge pages of this machine that nobody uses.
 fn free() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text.lines().find(|line| line.starts_with("HugePages_Free:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    meminfo("HugePages_Free:")
 }
 
 /// The VM's command on a host, with its RAM in `directory`.
@@ -74,8 +79,12 @@ fn guest_in_huge_pages_of_tmpfs_dirties_what_it_writes() {
     let config = LabConfig { huge_tmpfs: true, ..LabConfig::for_test() };
     let scenario = Scenario::new(config, bare(Workload::USUAL).unwrap()).unwrap();
     scenario.start_agents().unwrap();
+    let before = meminfo("ShmemHugePages:");
     scenario.boot().unwrap();
     for side in Side::BOTH {
+        // Else it is a guest like any other that is tested here.
+        let huge = meminfo("ShmemHugePages:").saturating_sub(before);
+        assert!(huge > 64 << 10, "{huge} KiB of the guest are in huge pages");
         let report = scenario.expect_migrates(side, &["--verify=full"]).unwrap();
         let dirtied = report.0["rounds"][0]["dirtied-pages"].as_u64().unwrap();
         let pages = scenario.vm.memory_mib << 8;

@@ -31,6 +31,8 @@ pub(super) struct BedConfig {
     pub mtu: u32,
     /// Queues of its NICs.
     pub queues: u32,
+    /// Whether the tmpfs of the guests' RAM has huge pages.
+    pub huge_tmpfs: bool,
     pub xferry: Option<PathBuf>,
 }
 
@@ -52,6 +54,7 @@ impl Bed {
         let lab = Lab::new(LabConfig {
             mtu: config.mtu,
             queues: config.queues,
+            huge_tmpfs: config.huge_tmpfs,
             // What users have.
             transport: ["auto"; 2],
             xferry: config.xferry.clone().unwrap_or_else(crate::lab::xferry_program),

@@ -12,7 +12,9 @@ use crate::lab::{self, Accel, VmConfig};
 pub(super) enum Backing {
     /// Pages of 4 KiB.
     Tmpfs,
-    /// Huge pages of 2 MiB.
+    /// Huge pages of 2 MiB, of a tmpfs that has them.
+    HugeTmpfs,
+    /// Huge pages of 2 MiB that were put aside.
     Hugetlbfs,
 }
 
@@ -90,6 +92,7 @@ impl fmt::Display for Guest {
         }
         match self.backing {
             Backing::Tmpfs => Ok(()),
+            Backing::HugeTmpfs => write!(f, ", huge tmpfs"),
             Backing::Hugetlbfs => write!(f, ", huge pages"),
         }
     }

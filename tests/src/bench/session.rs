@@ -13,6 +13,9 @@ use super::peers::Mover;
 use super::results::{Results, Series};
 use crate::guest::{Fill, GuestKind, Rate};
 
+/// Memory of two guests of 2 GiB and of all else, bytes.
+const FETCHED: u64 = 6 << 30;
+
 /// The migration network of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Network {
@@ -36,6 +39,8 @@ pub(super) struct Session<'a> {
     bed: Option<Bed>,
     /// Whether something was moved already that does not count.
     warm: bool,
+    /// Whether the machine below has been made to give the memory that guests will take.
+    fetched: bool,
 }
 
 impl<'a> Session<'a> {
@@ -49,7 +54,13 @@ impl<'a> Session<'a> {
             args.queues,
             args.runs()
         );
-        Self { args, results: Results { setting, ..Results::default() }, bed: None, warm: false }
+        Self {
+            args,
+            results: Results { setting, ..Results::default() },
+            bed: None,
+            warm: false,
+            fetched: false,
+        }
     }
 
     /// The guest of most cases.
@@ -71,11 +82,24 @@ impl<'a> Session<'a> {
 
     /// Two hosts with such a migration network. There is one pair at a time.
     pub fn bed(&mut self, mtu: u32) -> Result<&mut Bed> {
-        let config = BedConfig { mtu, queues: self.args.queues, xferry: self.args.xferry.clone() };
+        self.bed_for(mtu, Backing::Tmpfs)
+    }
+
+    fn bed_for(&mut self, mtu: u32, backing: Backing) -> Result<&mut Bed> {
+        let config = BedConfig {
+            mtu,
+            queues: self.args.queues,
+            huge_tmpfs: backing == Backing::HugeTmpfs,
+            xferry: self.args.xferry.clone(),
+        };
         if self.bed.as_ref().is_none_or(|bed| *bed.config() != config) {
             // First the old one's end: its huge pages may be wanted.
             self.bed = None;
-            self.bed = Some(Bed::new(config)?);
+            let bed = Bed::new(config)?;
+            if bed.lab.keep_free_memory()? && !std::mem::replace(&mut self.fetched, true) {
+                fetch_memory();
+            }
+            self.bed = Some(bed);
         }
         self.bed.as_mut().context("no bed")
     }
@@ -92,7 +116,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let warm = std::mem::replace(&mut self.warm, true);
-        let bed = self.bed(network.mtu)?;
+        let bed = self.bed_for(network.mtu, guest.backing)?;
         if guest.backing == Backing::Hugetlbfs {
             ensure!(
                 bed.provide_huge_pages(guest.memory)?,
@@ -163,6 +187,23 @@ impl<'a> Session<'a> {
         let least = medians.min_by(|one, other| one.1.total_cmp(&other.1));
         least.map_or(("none came to an end".to_owned(), None), |(name, value)| (name, Some(value)))
     }
+}
+
+/// Touches as much memory as all guests and their copies take, half of what there is at most: the machine below finds it for the first
+/// who wants it, up to 4 ms for each 2 MiB, and whoever that is would be measured with it.
+fn fetch_memory() {
+    let half = available_bytes() / 2;
+    let bytes = half.min(FETCHED);
+    println!("  this machine is virtual: touching {} MiB that its free memory shall consist of", bytes >> 20);
+    drop(std::hint::black_box(vec![1_u8; bytes as usize]));
+}
+
+/// Memory that can be had, bytes; 0 when the kernel does not say.
+fn available_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0) << 10
 }
 
 /// Nothing measured yet.

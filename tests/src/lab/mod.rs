@@ -34,6 +34,7 @@ pub mod plan;
 mod process;
 mod ready_ip;
 mod report;
+mod reporting;
 mod signals;
 mod state;
 mod sync;
@@ -258,6 +259,15 @@ impl Lab {
     /// If the pool cannot be changed or mounted.
     pub fn take_huge_pages(&self, pages: u64) -> Result<Option<PathBuf>> {
         self.fixture.while_up(|| hugepages::take(self.layout(), pages))
+    }
+
+    /// Lets this machine, where it is itself virtual, keep what memory it frees until the lab is removed. `false` where it does
+    /// so anyway.
+    ///
+    /// # Errors
+    /// If the kernel does not let itself be told.
+    pub fn keep_free_memory(&self) -> Result<bool> {
+        self.fixture.while_up(|| reporting::stop(self.layout()))
     }
 
     /// The bad wire.

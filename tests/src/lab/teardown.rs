@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::layout::Layout;
 use super::plan::Side;
-use super::{disk, hugepages, netns};
+use super::{disk, hugepages, netns, reporting};
 
 /// Removes everything that belongs to `layout`; what is not there is fine. Goes on after a failure
 /// and reports all of them; the state file then stays, so that a later run tries again.
@@ -23,6 +23,7 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
     problems.extend(Side::BOTH.iter().filter_map(|&side| disk::unmount(&layout.state_dir(side)).err()));
     problems.extend(disk::unmount(&layout.ram_dir()).err());
     problems.extend(hugepages::give_back(layout).err());
+    problems.extend(reporting::resume(layout).err());
     problems.extend(remove_tree(&layout.run_dir()).err());
     problems.extend(remove_tree(&layout.ram_dir()).err());
     problems.extend(remove_file(layout.disk()).err());

@@ -99,7 +99,10 @@ impl VmConfig {
         let mib = self.memory_mib;
         argv.option("-m", format!("{mib}M"));
         let ram = paths.ram.display();
-        argv.option("-object", format!("memory-backend-file,id=ram,size={mib}M,mem-path={ram},share=on"));
+        // Mapped at a multiple of 2 MiB: elsewhere no fault of QEMU or its guest gets a huge page of tmpfs
+        // (`shmem_suitable_orders`, mm/shmem.c).
+        let backend = format!("memory-backend-file,id=ram,size={mib}M,mem-path={ram},share=on,align=2M");
+        argv.option("-object", backend);
         argv.flag("-nodefaults");
         argv.option("-vga", "none");
         argv.option("-display", "none");

@@ -5,6 +5,7 @@ mod ciphers;
 mod compression;
 mod cores;
 mod dirtying;
+mod encryption;
 mod flat_out;
 mod hugetlbfs;
 mod jumbo;
@@ -56,6 +57,12 @@ pub(super) const ALL: &[Case] = &[
         about: "the usual guest, full of random data: xferry, QEMU, iperf3, a bare AF_XDP pair",
         when: When::Quick,
         run: random::run,
+    },
+    Case {
+        name: "encryption",
+        about: "encrypted beside encrypted, plain beside plain; tmpfs without huge pages, and with",
+        when: When::Quick,
+        run: encryption::run,
     },
     Case {
         name: "blackout",

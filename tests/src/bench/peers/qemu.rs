@@ -1,6 +1,8 @@
 //! QEMU's own migration over the same link.
 
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,21 +30,43 @@ pub(in crate::bench) enum Qemu {
     Multifd(u32),
     /// So many channels, compressed.
     MultifdZstd(u32),
+    /// So many channels, in TLS.
+    MultifdTls(u32),
 }
+
+/// Name of the object that has QEMU's key.
+const CREDENTIALS: &str = "bench-tls";
+/// Whose the key is, and the key: that nobody else knows it is not what is measured.
+const USER: &str = "bench";
+const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 impl Qemu {
     /// Its ways without compression.
     pub const ALL: [Self; 3] = [Self::Default, Self::Multifd(2), Self::Multifd(4)];
 
-    fn configure(self, monitor: &mut Monitor) -> Result<()> {
+    /// `endpoint` is `client` at the source, `server` at the destination; `directory` is its own.
+    fn configure(self, monitor: &mut Monitor, endpoint: &str, directory: &Path) -> Result<()> {
         let mut parameters = json!({ "max-bandwidth": 0 });
-        if let Self::Multifd(channels) | Self::MultifdZstd(channels) = self {
+        if let Self::Multifd(channels) | Self::MultifdZstd(channels) | Self::MultifdTls(channels) = self {
             let capabilities = json!({ "capabilities": [{ "capability": "multifd", "state": true }] });
             monitor.call("migrate-set-capabilities", capabilities)?;
             parameters["multifd-channels"] = channels.into();
         }
         if let Self::MultifdZstd(_) = self {
             parameters["multifd-compression"] = "zstd".into();
+        }
+        if let Self::MultifdTls(_) = self {
+            let keys = directory.join("keys.psk");
+            fs::write(&keys, format!("{USER}:{KEY}\n"))
+                .with_context(|| format!("writing {}", keys.display()))?;
+            let mut credentials = json!({
+                "qom-type": "tls-creds-psk", "id": CREDENTIALS, "dir": directory, "endpoint": endpoint,
+            });
+            if endpoint == "client" {
+                credentials["username"] = USER.into();
+            }
+            monitor.call("object-add", credentials)?;
+            parameters["tls-creds"] = CREDENTIALS.into();
         }
         monitor.call("migrate-set-parameters", parameters).map(drop)
     }
@@ -55,8 +79,8 @@ impl Qemu {
         bed.lab.host(target).start_qemu(&incoming)?;
         let open = |host: &Host| Monitor::open(&host.vm_paths().qmp)?.context("QEMU is gone");
         let (mut from, mut to) = (open(bed.lab.host(source))?, open(bed.lab.host(target))?);
-        self.configure(&mut from)?;
-        self.configure(&mut to)?;
+        self.configure(&mut from, "client", &bed.lab.host(source).dir())?;
+        self.configure(&mut to, "server", &bed.lab.host(target).dir())?;
         let uri = format!("tcp:{}:{PORT}", target.migration_ip());
         to.call("migrate-incoming", json!({ "uri": uri }))?;
         from.call("migrate", json!({ "uri": uri }))?;
@@ -94,6 +118,7 @@ impl fmt::Display for Qemu {
             Self::Default => "QEMU default".to_owned(),
             Self::Multifd(channels) => format!("QEMU multifd {channels}"),
             Self::MultifdZstd(channels) => format!("QEMU multifd {channels}, zstd"),
+            Self::MultifdTls(channels) => format!("QEMU multifd {channels}, TLS"),
         })
     }
 }

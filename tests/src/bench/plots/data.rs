@@ -110,7 +110,7 @@ fn is_cable(series: &Series) -> bool {
 }
 
 fn is_random(series: &Series) -> bool {
-    series.guest.contains("random") && !series.guest.contains("huge pages")
+    series.guest.contains("random") && !series.guest.contains("huge")
 }
 
 /// At least half of it filled.
