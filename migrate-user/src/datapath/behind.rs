@@ -1,8 +1,9 @@
 //! Neighbouring frames' bytes, brought into the guest's memory together.
 
-/// Bytes that are gathered at most: with as many the kernel's cost of a call is small beside that of copying, and they are still in the
-/// cache when it copies them.
-const ROOM: usize = 64 << 10;
+/// Bytes that are worth a call of the kernel: its cost is small beside that of copying them.
+const ENOUGH: usize = 64 << 10;
+/// Bytes that are gathered at most, while the file is being written to by somebody else: they are still in the cache then.
+const ROOM: usize = 256 << 10;
 
 /// Bytes that follow each other in one backend and are not yet in its memory.
 #[derive(Default)]
@@ -25,7 +26,12 @@ pub(super) struct Gathered<'a> {
 impl Behind {
     /// Whether so many bytes are worth being gathered.
     pub fn takes(len: usize) -> bool {
-        len <= ROOM / 2
+        len <= ENOUGH / 2
+    }
+
+    /// Whether there is enough here.
+    pub fn is_enough(&self) -> bool {
+        self.bytes.len() >= ENOUGH
     }
 
     /// Whether `len` bytes for `start` of a backend follow what is here, and there is room.
@@ -38,7 +44,6 @@ impl Behind {
     pub fn add<'a>(&mut self, backend: usize, start: u64, pieces: impl Iterator<Item = &'a [u8]>) {
         if self.bytes.is_empty() {
             (self.backend, self.start) = (backend, start);
-            self.bytes.reserve(ROOM);
         }
         pieces.for_each(|piece| self.bytes.extend_from_slice(piece));
     }

@@ -185,12 +185,15 @@ impl Inbound {
         let backend = usize::from(at.backend);
         let start = at.page * PAGE_SIZE as u64 + offset as u64;
         let reservation = &self.spec.reservations[backend];
-        let gathered = Behind::takes(length) && reservation.is_written(start, length);
+        let gathered = Behind::takes(length) && reservation.by_write(start, length);
         if !gathered || !behind.is_followed_by(backend, start, length) {
             self.catch_up(behind)?;
         }
         if gathered {
             behind.add(backend, start, pieces);
+            if behind.is_enough() && !reservation.is_written_to() {
+                self.catch_up(behind)?;
+            }
             return Ok(());
         }
         self.place_at(backend, start, length, pieces)

@@ -4,13 +4,17 @@ use std::{
     fs::File,
     io::IoSlice,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use migrate_common::PAGE_SIZE;
 use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::{Mapping, MemoryError};
+use crate::sync::lock;
 
 /// Unit of reservation in pages (2 MiB).
 pub const RESERVE_CHUNK: u64 = 512;
@@ -30,6 +34,9 @@ pub struct Reservation {
     chunks: Vec<AtomicU64>,
     /// Whether pages may be written to the file.
     by_file: bool,
+    /// Held while the file is written to. The kernel lets one thread at a time write to a file (`inode_lock`), and the others spin
+    /// for as long as it runs; here they sleep, or have better to do ([`is_written_to`](Self::is_written_to)).
+    writing: Mutex<()>,
 }
 
 /// Makes all of `file` a hole: it keeps its size and gives its memory back.
@@ -60,6 +67,7 @@ impl Reservation {
         Ok(Self {
             chunks: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             by_file: !mapping.is_huge(),
+            writing: Mutex::new(()),
         })
     }
 
@@ -68,8 +76,13 @@ impl Reservation {
         !self.by_file
     }
 
-    /// Whether `len` bytes from byte `start` on are written to the file when they are placed, as far as can be told now.
-    pub fn is_written(&self, start: u64, len: usize) -> bool {
+    /// Whether another thread is writing to the file right now.
+    pub fn is_written_to(&self) -> bool {
+        matches!(self.writing.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Whether `len` bytes from byte `start` on would be placed by writing to the file, as far as can be told now.
+    pub fn by_write(&self, start: u64, len: usize) -> bool {
         self.by_file && !spanned(start, len).into_iter().all(|page| self.covers(page))
     }
 
@@ -88,7 +101,8 @@ impl Reservation {
         len: usize,
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), MemoryError> {
-        if self.is_written(start, len) {
+        if self.by_write(start, len) {
+            let _turn = lock(&self.writing);
             return write(mapping, start, pieces);
         }
         for page in spanned(start, len) {
