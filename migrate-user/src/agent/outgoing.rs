@@ -2,12 +2,13 @@
 
 mod direct;
 mod memory;
+mod renewed;
 mod stream;
 
 use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
     time::Duration,
@@ -27,7 +28,7 @@ use crate::{
         Bandwidth, Cipher, Compression, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig,
         LaneSender, Protection, Secret, SentHashes, agree_packing,
     },
-    memory::{AtomicPageSet, Mapping, RamLayout},
+    memory::{AtomicPageSet, Mapping, PageSet, RamLayout, TrackedRam},
     migration::{
         Cancel, Convergence, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan,
         SourceRecord, Verdict,
@@ -270,6 +271,8 @@ struct OutgoingHost {
     layout: Arc<RamLayout>,
     mappings: Arc<Vec<Mapping>>,
     sent: Arc<AtomicPageSet>,
+    /// What is tracked of the guest's RAM, once it is.
+    tracked: Arc<OnceLock<TrackedRam>>,
     hashes: Option<Arc<SentHashes>>,
     progress: Arc<AtomicU64>,
     direct: DirectSource,
@@ -339,6 +342,7 @@ impl OutgoingHost {
             layout: Arc::clone(&memory.layout),
             mappings: Arc::clone(&memory.mappings),
             sent: Arc::clone(&memory.sent),
+            tracked: Arc::clone(&memory.tracked),
             hashes: memory.hashes().map(Arc::new),
             progress: Arc::clone(record.progress()),
             direct: DirectSource::new(agent.config.migration.sending, memory),
@@ -432,6 +436,8 @@ impl SourceHost for OutgoingHost {
             layout: Arc::clone(&self.layout),
             mappings: Arc::clone(&self.mappings),
             sent: Arc::clone(&self.sent),
+            tracked: Arc::clone(&self.tracked),
+            written: PageSet::new(self.layout.pages()),
             hashes: self.hashes.clone(),
             progress: Arc::clone(&self.progress),
         })

@@ -27,7 +27,7 @@ pub use mapping::{Access, HUGETLBFS, Mapping};
 pub use pagemap::{Pagemap, supports_scan};
 pub use pages::{AtomicPageSet, PageSet};
 pub use reservation::{RESERVE_CHUNK, Reservation, empty};
-pub use tracker::DirtyTracker;
+pub use tracker::{DirtyTracker, TrackedRam, WrittenPages};
 pub use vma::{RamFile, Vma, find_ram_files, is_mapped};
 pub use zero::is_zero;
 

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -20,6 +21,17 @@ pub struct Vma {
     pub end: u64,
     /// Page of the file at `start`.
     pub file_page: u64,
+}
+
+impl Vma {
+    /// The part of it that maps these pages of the file, if any does.
+    pub fn cut(&self, pages: &Range<u64>) -> Option<Self> {
+        let page = PAGE_SIZE as u64;
+        let last = self.file_page + (self.end - self.start) / page;
+        let (first, last) = (self.file_page.max(pages.start), last.min(pages.end));
+        let address = |number: u64| self.start + (number - self.file_page) * page;
+        (first < last).then(|| Self { start: address(first), end: address(last), file_page: first })
+    }
 }
 
 /// The file behind one memory backend, as the VMM has it mapped.

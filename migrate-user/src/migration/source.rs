@@ -76,14 +76,17 @@ pub struct RoundSent {
 pub trait PageStream: Send {
     /// Sends `frames` probe frames of full size.
     fn probe(&mut self, frames: u32) -> impl Future<Output = Result<(), MigrationError>> + Send;
-    /// Sends `pages` under `epoch`.
+    /// Sends `pages` under `epoch`. `live` says that the VM runs and that what it wrote can be found while it does: then pages that were
+    /// written before they are read need not be sent again.
     fn send(
         &mut self,
         epoch: u32,
         pages: Arc<PageSet>,
+        live: bool,
     ) -> impl Future<Output = Result<RoundSent, MigrationError>> + Send;
-    /// Pages of the last round that were in lost frames.
-    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet;
+    /// Pages that the last round leaves to be sent: those that were in lost frames, and those that were found to have been written
+    /// besides its own.
+    fn left(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet;
 }
 
 /// What the source writes down.
@@ -383,7 +386,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.epoch += 1;
         let epoch = self.epoch;
         self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
-        let sent = self.send_pages(epoch, pages).await?;
+        let sent = self.send_pages(epoch, pages, !last && !self.plan.quiesced).await?;
         let transit_us = u64::try_from(sent.transit.as_micros()).unwrap_or(u64::MAX);
         self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last, transit_us }).await?;
         match self.hear("which frames arrived", self.plan.limits.round).await? {
@@ -391,7 +394,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
                 let lost = losses.iter().map(LaneLosses::frames).sum();
                 self.record
                     .update(|report| report.stream.add_round(&sent.frames, &sent.stalls, &losses, queues));
-                let again = self.stream()?.lost(pages, &losses);
+                let again = self.stream()?.left(pages, &losses);
                 Ok((sent, again, lost))
             }
             other => Err(MigrationError::unexpected(other.name(), "which frames arrived")),
@@ -492,12 +495,17 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
     }
 
     /// Sends a round's pages, and listens meanwhile: a destination that gives up or dies ends the round at once.
-    async fn send_pages(&mut self, epoch: u32, pages: &Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+    async fn send_pages(
+        &mut self,
+        epoch: u32,
+        pages: &Arc<PageSet>,
+        live: bool,
+    ) -> Result<RoundSent, MigrationError> {
         let no_stream = || MigrationError::Host("the page stream is not open".into());
         let stream = self.stream.as_mut().ok_or_else(no_stream)?;
         let interrupted = tokio::select! {
             biased;
-            sent = stream.send(epoch, Arc::clone(pages)) => return sent,
+            sent = stream.send(epoch, Arc::clone(pages), live) => return sent,
             item = self.channel.recv("nothing", A_LONG_TIME) => item,
         };
         match interrupted? {

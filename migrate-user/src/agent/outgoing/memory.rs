@@ -1,6 +1,6 @@
 //! The RAM of a VM that leaves, and its tracker.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use migrate_common::PAGE_SIZE;
 
@@ -9,7 +9,7 @@ use crate::{
     datapath::SentHashes,
     memory::{
         Access, AtomicPageSet, Digest, DirtyTracker, Injector, Mapping, MemoryError, PageSet, RESERVE_CHUNK,
-        RamFile, RamLayout, data_chunks, existing_pages,
+        RamFile, RamLayout, TrackedRam, data_chunks, existing_pages,
     },
     migration::{MigrationError, SourceMemory},
     vmm::MachineFacts,
@@ -25,6 +25,8 @@ pub(super) struct GuestMemory {
     /// The same files, open for writing: to send out of them, and to empty them when the VM has left.
     pub(super) writable: Arc<RamFiles>,
     tracker: Option<DirtyTracker>,
+    /// What the tracker protects, from when it does.
+    pub(super) tracked: Arc<OnceLock<TrackedRam>>,
 }
 
 impl GuestMemory {
@@ -56,6 +58,7 @@ impl GuestMemory {
             files: Some(files),
             writable,
             tracker: None,
+            tracked: Arc::default(),
         })
     }
 
@@ -70,6 +73,7 @@ impl GuestMemory {
             files: None,
             writable: Arc::default(),
             tracker: None,
+            tracked: Arc::default(),
         }
     }
 
@@ -104,7 +108,9 @@ impl SourceMemory for GuestMemory {
             let files = self.files.take().unwrap_or_default();
             // Our own program, also when its file was replaced since we started.
             let injector = Injector::Helper("/proc/self/exe".into());
-            self.tracker = Some(DirtyTracker::install(self.pid, &injector, &self.layout, files)?);
+            let tracker = DirtyTracker::install(self.pid, &injector, &self.layout, files)?;
+            self.tracked.get_or_init(|| tracker.ram().clone());
+            self.tracker = Some(tracker);
             // After protecting: a page that comes to be from here on is a page that was written.
             existing_pages(&self.layout, &self.mappings)
         })

@@ -1,9 +1,14 @@
 //! The page stream that leaves this host.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
+
+use super::renewed::Renewed;
 
 use crate::{
     agent::{link::LaneSink, placement::Placement},
@@ -11,9 +16,12 @@ use crate::{
         Bandwidth, Changed, FeedbackSocket, FrameLayout, LaneLosses, LaneRound, LaneSender, Packed, Pages,
         SendError, SentHashes,
     },
-    memory::{AtomicPageSet, Mapping, PageSet, RamLayout},
+    memory::{AtomicPageSet, Mapping, PageSet, RamLayout, TrackedRam},
     migration::{MigrationError, PageStream, RoundSent},
 };
+
+/// Fewest pages of a round for which it is worth finding out meanwhile what was written (64 MiB): less is sent before much is.
+const RENEWED: u64 = 16 << 10;
 
 pub(super) type Lane = LaneSender<LaneSink, FeedbackSocket>;
 
@@ -29,6 +37,10 @@ pub(super) struct OutgoingStream {
     pub(super) layout: Arc<RamLayout>,
     pub(super) mappings: Arc<Vec<Mapping>>,
     pub(super) sent: Arc<AtomicPageSet>,
+    /// What is tracked of the guest's RAM, once it is.
+    pub(super) tracked: Arc<OnceLock<TrackedRam>>,
+    /// Pages that were found to be written during the last round and were not sent after it was found.
+    pub(super) written: PageSet,
     /// Hashes of what was sent, where dirty pages are found by the huge page.
     pub(super) hashes: Option<Arc<SentHashes>>,
     pub(super) progress: Arc<AtomicU64>,
@@ -71,7 +83,14 @@ impl PageStream for OutgoingStream {
         .await
     }
 
-    async fn send(&mut self, epoch: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+    async fn send(
+        &mut self,
+        epoch: u32,
+        pages: Arc<PageSet>,
+        live: bool,
+    ) -> Result<RoundSent, MigrationError> {
+        let renews = live && pages.count() >= RENEWED;
+        let tracked = self.tracked.get().filter(|_| renews).cloned();
         let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
         let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
         let hashes = self.hashes.clone();
@@ -79,13 +98,16 @@ impl PageStream for OutgoingStream {
             .with_lanes(move |lanes, stop| {
                 let hashes = hashes.as_deref();
                 let view = Pages { layout: &layout, mappings: &mappings, sent: &sent, hashes };
+                let send = |lanes: &mut Vec<Lane>, pages: &PageSet| {
+                    send_round(lanes, epoch, view, pages, tracked.as_ref(), stop, &progress)
+                };
                 let Some(hashes) = hashes else {
-                    return Ok((send_round(lanes, epoch, view, &pages, stop, &progress)?, 0, 0));
+                    return Ok((send(lanes, &pages)?, 0, 0));
                 };
                 let Changed { pages: changed, looked_at, unchanged } =
                     hashes.changed(&pages, &layout, &mappings);
                 progress.fetch_add(unchanged, Ordering::Relaxed);
-                let rounds = send_round(lanes, epoch, view, &changed, stop, &progress);
+                let rounds = send(lanes, &changed);
                 if rounds.is_err() {
                     // Hashes were noted of pages that were never sent.
                     hashes.forget(&changed);
@@ -93,7 +115,12 @@ impl PageStream for OutgoingStream {
                 Ok((rounds?, looked_at, unchanged))
             })
             .await?;
-        self.rounds = rounds;
+        self.written = PageSet::new(self.layout.pages());
+        self.rounds = Vec::with_capacity(rounds.len());
+        for (round, written) in rounds {
+            self.rounds.push(round);
+            written.iter().for_each(|written| self.written.union_with(written));
+        }
         let mut packed = Packed::default();
         self.rounds.iter().for_each(|round| packed += round.packed);
         Ok(RoundSent {
@@ -110,7 +137,7 @@ impl PageStream for OutgoingStream {
         })
     }
 
-    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
+    fn left(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
         let mut again = PageSet::new(pages.bound());
         for (index, (lane, round)) in self.lanes.iter_mut().zip(&self.rounds).enumerate() {
             let mut lost = 0;
@@ -123,25 +150,40 @@ impl PageStream for OutgoingStream {
         if let Some(hashes) = &self.hashes {
             hashes.forget(&again);
         }
+        again.union_with(&self.written);
         again
     }
 }
 
-/// Sends `pages`, each lane its part on a thread of its own.
+/// What a lane sent, and what else it found written.
+type LaneSent = (LaneRound, Option<PageSet>);
+
+/// Sends `pages`, each lane its part on a thread of its own. With `tracked`, what was written is found out anew before each stretch
+/// of pages is read.
 fn send_round(
     lanes: &mut [Lane],
     epoch: u32,
     view: Pages<'_>,
     pages: &PageSet,
+    tracked: Option<&TrackedRam>,
     stop: &AtomicBool,
     progress: &AtomicU64,
-) -> Result<Vec<LaneRound>, SendError> {
+) -> Result<Vec<LaneSent>, SendError> {
     let borders = pages.shares(lanes.len());
+    let send = |lane: &mut Lane, part: Range<u64>| {
+        let Some(tracked) = tracked else {
+            let numbers = pages.iter_from(part.start).take_while(|&page| page < part.end);
+            return Ok((lane.send_round(epoch, view, numbers, stop, progress)?, None));
+        };
+        let mut asking = tracked.ask()?;
+        let mut renewed = Renewed::new(pages, part, |stretch, found| asking.take(stretch, found));
+        let round = lane.send_round(epoch, view, &mut renewed, stop, progress)?;
+        Ok((round, Some(renewed.finish()?)))
+    };
     std::thread::scope(|scope| {
         let mut work = lanes.iter_mut().zip(borders.windows(2)).map(|(lane, border)| {
-            let (from, to) = (border[0], border[1]);
-            let numbers = pages.iter_from(from).take_while(move |&page| page < to);
-            move || lane.send_round(epoch, view, numbers, stop, progress)
+            let part = border[0]..border[1];
+            move || send(lane, part)
         });
         // The first lane's work is done by this thread.
         let own = work.next();

@@ -193,7 +193,7 @@ impl PageStream for Stream {
         Ok(())
     }
     /// One page a frame.
-    async fn send(&mut self, _: u32, pages: Arc<PageSet>) -> Result<RoundSent, MigrationError> {
+    async fn send(&mut self, _: u32, pages: Arc<PageSet>, _: bool) -> Result<RoundSent, MigrationError> {
         if self.0.lock().unwrap().fault.flat_out {
             // 640 pages a second, so that all of them take 100 ms.
             let time = Duration::from_micros(1562) * pages.count() as u32;
@@ -219,7 +219,7 @@ impl PageStream for Stream {
             ..RoundSent::default()
         })
     }
-    fn lost(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
+    fn left(&mut self, pages: &PageSet, losses: &[LaneLosses]) -> PageSet {
         let numbers: Vec<u64> = pages.iter().collect();
         let mut again = PageSet::new(PAGES as u64);
         for (start, end) in losses.iter().flat_map(|lane| lane.missing.clone()) {
