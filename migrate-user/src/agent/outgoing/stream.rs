@@ -89,7 +89,8 @@ impl PageStream for OutgoingStream {
         pages: Arc<PageSet>,
         live: bool,
     ) -> Result<RoundSent, MigrationError> {
-        let renews = live && pages.count() >= RENEWED;
+        // Huge pages are asked for whole, and their dirty bits say little of any page of 4 KiB.
+        let renews = live && self.hashes.is_none() && pages.count() >= RENEWED;
         let tracked = self.tracked.get().filter(|_| renews).cloned();
         let (layout, mappings) = (Arc::clone(&self.layout), Arc::clone(&self.mappings));
         let (sent, progress) = (Arc::clone(&self.sent), Arc::clone(&self.progress));
