@@ -248,3 +248,33 @@ fn memory_in_a_directory() {
         assert!(!scenario.lab.host(source.other()).vm_paths().ram.exists());
     }
 }
+
+/// The guest writes everywhere alike, for as long as a round takes. What it wrote to a page before that was read has been sent;
+/// what it wrote to other pages meanwhile must be sent yet, though their dirty bits were taken within the round.
+#[test]
+fn what_is_written_during_a_round_is_sent_once_and_not_forgotten() {
+    const TEST: &str = "what_is_written_during_a_round_is_sent_once_and_not_forgotten";
+    if skipped(TEST, GuestKind::Bare) {
+        return;
+    }
+    let workload = Workload { mib: 200, rate: 20_000 };
+    let scenario = Scenario::new(LabConfig::for_test(), bare(workload).unwrap()).unwrap();
+    scenario.start_agents().unwrap();
+    scenario.boot().unwrap();
+    let options = ["--verify=full", "--bandwidth", "60", "--downtime-limit", "5000"];
+    let report = scenario.expect_migrates(Side::A, &options).unwrap();
+    let rounds = report.get("/rounds").unwrap().as_array().unwrap();
+    let figure = |round: usize, name: &str| rounds[round][name].as_f64().unwrap();
+    let pages = (workload.mib * 256) as f64;
+    // How often each page is written in round 0, if nothing holds the guest back.
+    let writes = workload.rate as f64 * figure(0, "duration-ms") / 1e3 / pages;
+    let [all, behind] =
+        [1.0 - (-writes).exp(), 1.0 - (1.0 - (-writes).exp()) / writes].map(|part| part * pages);
+    let dirtied = figure(0, "dirtied-pages");
+    println!(
+        "{dirtied:.0} pages dirtied in round 0; {all:.0} written, {behind:.0} of them after they were sent"
+    );
+    assert!(dirtied < f64::midpoint(all, behind), "{:#}", rounds[0]);
+    // Else nothing was asked meanwhile in a round of some pages.
+    assert!(figure(1, "pages") > 16_384.0, "{:#}", rounds[1]);
+}

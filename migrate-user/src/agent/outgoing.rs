@@ -28,7 +28,7 @@ use crate::{
         Bandwidth, Cipher, Compression, Encryption, FeedbackKey, FeedbackSocket, FrameLayout, LaneConfig,
         LaneSender, Protection, Secret, SentHashes, agree_packing,
     },
-    memory::{AtomicPageSet, Mapping, PageSet, RamLayout, TrackedRam},
+    memory::{AtomicPageSet, Mapping, RamLayout, TrackedRam},
     migration::{
         Cancel, Convergence, Limits, MigrationError, Session, SourceHost, SourceMigration, SourcePlan,
         SourceRecord, Verdict,
@@ -437,7 +437,7 @@ impl SourceHost for OutgoingHost {
             mappings: Arc::clone(&self.mappings),
             sent: Arc::clone(&self.sent),
             tracked: Arc::clone(&self.tracked),
-            written: PageSet::new(self.layout.pages()),
+            written: None,
             hashes: self.hashes.clone(),
             progress: Arc::clone(&self.progress),
         })

@@ -56,6 +56,8 @@ pub struct RoundSent {
     pub data_pages: u64,
     /// Zero pages.
     pub zero_pages: u64,
+    /// Pages that were found to be written meanwhile, and are not of the round.
+    pub written_besides: u64,
     /// Pages that were read and hashed to see whether they changed since they were sent.
     pub looked_at: u64,
     /// Pages that had not, and were not sent.

@@ -39,8 +39,8 @@ pub(super) struct OutgoingStream {
     pub(super) sent: Arc<AtomicPageSet>,
     /// What is tracked of the guest's RAM, once it is.
     pub(super) tracked: Arc<OnceLock<TrackedRam>>,
-    /// Pages that were found to be written during the last round and were not sent after it was found.
-    pub(super) written: PageSet,
+    /// Pages that are not of the last round and were found to be written meanwhile, if that was looked for.
+    pub(super) written: Option<PageSet>,
     /// Hashes of what was sent, where dirty pages are found by the huge page.
     pub(super) hashes: Option<Arc<SentHashes>>,
     pub(super) progress: Arc<AtomicU64>,
@@ -116,18 +116,19 @@ impl PageStream for OutgoingStream {
                 Ok((rounds?, looked_at, unchanged))
             })
             .await?;
-        self.written = PageSet::new(self.layout.pages());
-        self.rounds = Vec::with_capacity(rounds.len());
-        for (round, written) in rounds {
-            self.rounds.push(round);
-            written.iter().for_each(|written| self.written.union_with(written));
-        }
+        let (rounds, written): (_, Vec<_>) = rounds.into_iter().unzip();
+        self.rounds = rounds;
+        self.written = written.into_iter().flatten().reduce(|mut all, more| {
+            all.union_with(&more);
+            all
+        });
         let mut packed = Packed::default();
         self.rounds.iter().for_each(|round| packed += round.packed);
         Ok(RoundSent {
             frames: self.rounds.iter().map(|round| round.frames).collect(),
             data_pages: self.rounds.iter().map(|round| round.data_pages).sum(),
             zero_pages: self.rounds.iter().map(|round| round.zero_pages).sum(),
+            written_besides: self.written.as_ref().map_or(0, PageSet::count),
             looked_at,
             unchanged_pages: unchanged,
             packed,
@@ -151,7 +152,7 @@ impl PageStream for OutgoingStream {
         if let Some(hashes) = &self.hashes {
             hashes.forget(&again);
         }
-        again.union_with(&self.written);
+        self.written.iter().for_each(|written| again.union_with(written));
         again
     }
 }

@@ -62,7 +62,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
             let (sent, mut again, lost_frames) = self.round(&pending, false).await?;
             let (written, stun) = self.scan().await?;
             let duration = begun.elapsed();
-            let dirtied = written.count();
+            let dirtied = sent.written_besides + written.count();
             again.union_with(&written);
             let figures = RoundFigures {
                 looked_at: pending.count(),
