@@ -184,6 +184,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mapping_is_cut_to_pages_of_the_file() {
+        let vma = Vma { start: 0x10_000, end: 0x18_000, file_page: 5 };
+        assert_eq!(vma.cut(&(0..100)), Some(vma));
+        assert_eq!(vma.cut(&(7..9)), Some(Vma { start: 0x12_000, end: 0x14_000, file_page: 7 }));
+        assert_eq!(vma.cut(&(0..6)), Some(Vma { start: 0x10_000, end: 0x11_000, file_page: 5 }));
+        assert_eq!(vma.cut(&(12..99)), Some(Vma { start: 0x17_000, end: 0x18_000, file_page: 12 }));
+        for outside in [0..5, 13..20, 7..7] {
+            assert_eq!(vma.cut(&outside), None, "{outside:?}");
+        }
+    }
+
+    #[test]
     fn a_file_is_in_use_while_it_is_mapped() {
         let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         file.as_file().set_len(4096).unwrap();

@@ -57,8 +57,11 @@ impl<I: Iterator<Item = u64>> Ahead<I> {
     /// # Errors
     /// When memory cannot be read; the pages that should have been read are lost then.
     pub(super) fn take(&mut self, pages: &Pages<'_>) -> Result<Option<ReadPage<'_>>, MemoryError> {
-        if self.next == self.read.len() {
-            self.fill(pages)?;
+        if self.next == self.read.len()
+            && let Err(error) = self.fill(pages)
+        {
+            self.read.clear();
+            return Err(error);
         }
         let Some(&(number, place)) = self.read.get(self.next) else { return Ok(None) };
         let content = &self.content[self.next * PAGE_SIZE..][..PAGE_SIZE];
@@ -77,8 +80,8 @@ impl<I: Iterator<Item = u64>> Ahead<I> {
             let start = pages.layout.locate(first);
             self.read.push((first, start));
             while self.read.len() < AT_ONCE
-                && let behind = (self.read.len() - begin) as u64
-                && let place = (BackendPage { page: start.page + behind, ..start })
+                && let offset = (self.read.len() - begin) as u64
+                && let place = (BackendPage { page: start.page + offset, ..start })
                 && pages.layout.number(place) == self.numbers.peek().copied()
                 && let Some(number) = self.numbers.next()
             {
