@@ -297,8 +297,8 @@ impl DestinationHost for IncomingHost {
         self.stream()?.refresh_hashes()
     }
 
-    async fn digest(&mut self, full: bool) -> Result<Digest, MigrationError> {
-        self.stream()?.digest(full)
+    async fn digest(&mut self) -> Result<Digest, MigrationError> {
+        self.stream()?.digest()
     }
 
     fn progress(&self) -> u64 {

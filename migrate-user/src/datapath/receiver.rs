@@ -214,13 +214,12 @@ impl Inbound {
         length: usize,
         pieces: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), MemoryError> {
-        self.spec.reservations[backend].place(&self.spec.mappings[backend], start, length, pieces)?;
-        if let Some(hashes) = &self.hashes {
-            let pages = start / PAGE_SIZE as u64..(start + length as u64).div_ceil(PAGE_SIZE as u64);
-            let first = self.spec.layout.first_page(backend);
-            pages.for_each(|page| hashes.mark_stale(first + page));
+        let mapping = &self.spec.mappings[backend];
+        self.spec.reservations[backend].place(mapping, start, length, pieces)?;
+        match &self.hashes {
+            Some(hashes) => hashes.written(mapping, self.spec.layout.first_page(backend), start, length),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn clear(&self, first: u64, pages: u32) -> Result<(), MemoryError> {

@@ -1,6 +1,9 @@
 //! Sets of pages.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// A set of page numbers below a fixed bound, one bit each.
 #[derive(Clone, PartialEq, Eq)]
@@ -124,7 +127,12 @@ impl PageSet {
 
     /// The set as maximal runs `start..end`, ascending.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut pages = self.iter().peekable();
+        self.runs_in(0..self.pages)
+    }
+
+    /// What of the set lies in `range`, as maximal runs `start..end`, ascending.
+    pub fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut pages = self.iter_from(range.start).take_while(move |&page| page < range.end).peekable();
         std::iter::from_fn(move || {
             let start = pages.next()?;
             let mut end = start + 1;
@@ -152,6 +160,14 @@ impl AtomicPageSet {
     pub fn insert(&self, page: u64) {
         if page < self.pages {
             self.words[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::AcqRel);
+        }
+    }
+
+    /// Takes one page out. Numbers beyond the bound are ignored.
+    pub fn remove(&self, page: u64) {
+        // Looked at first: a word that is only read stays in the caches of all who look at it.
+        if self.contains(page) {
+            self.words[(page / 64) as usize].fetch_and(!(1 << (page % 64)), Ordering::AcqRel);
         }
     }
 
@@ -205,6 +221,8 @@ mod tests {
             prop_assert!(set.runs().flat_map(|(a, b)| a..b).eq(model.iter().copied()));
             let runs: Vec<_> = set.runs().collect();
             prop_assert!(runs.windows(2).all(|w| w[0].1 < w[1].0), "runs are maximal");
+            let (below, above) = (set.runs_in(0..from), set.runs_in(from..300));
+            prop_assert!(below.chain(above).flat_map(|(a, b)| a..b).eq(model.iter().copied()));
         }
     }
 
@@ -226,9 +244,8 @@ mod tests {
     #[test]
     fn draining_leaves_nothing() {
         let set = AtomicPageSet::new(100);
-        set.insert(3);
-        set.insert(99);
-        set.insert(100);
+        [3, 4, 99, 100].into_iter().for_each(|page| set.insert(page));
+        [4, 5, 100].into_iter().for_each(|page| set.remove(page));
         assert!(set.drain().iter().eq([3, 99]));
         assert!(set.drain().is_empty());
     }

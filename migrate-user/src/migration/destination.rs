@@ -73,8 +73,8 @@ pub trait DestinationHost: Send {
     fn figures(&self) -> Vec<QueueFigures>;
     /// Brings the page hashes up to date.
     fn refresh_hashes(&mut self) -> impl Future<Output = Result<(), MigrationError>> + Send;
-    /// Digest of RAM by the page hashes; with `full` every page is read for it.
-    fn digest(&mut self, full: bool) -> impl Future<Output = Result<Digest, MigrationError>> + Send;
+    /// Digest of RAM: by the page hashes where they are kept; every page is read for it otherwise.
+    fn digest(&mut self) -> impl Future<Output = Result<Digest, MigrationError>> + Send;
     /// A number that grows while frames arrive.
     fn progress(&self) -> u64;
     /// Ends the page stream; no frame is placed after it.
@@ -277,15 +277,21 @@ impl<'a, H: DestinationHost, C: Channel> DestinationMigration<'a, H, C> {
                 let losses = self.host.close_round(epoch, &frames, last, transit).await?;
                 let whole = losses.is_empty();
                 let queues = self.host.figures();
-                self.say(Message::RoundClosed { epoch, losses, queues }).await?;
-                if verify == Some(VerifyMode::Hash) {
+                let hashed = verify == Some(VerifyMode::Hash);
+                // Before the answer, because the VM may be stopped upon it: this is a round's time, not the blackout's.
+                if hashed && !last {
                     self.host.refresh_hashes().await?;
                 }
+                self.say(Message::RoundClosed { epoch, losses, queues }).await?;
                 if last && whole {
+                    // Beside the device state, and when no frame can come any more.
+                    if hashed {
+                        self.host.refresh_hashes().await?;
+                    }
                     // Before any of the device state: loading it writes to RAM.
                     self.host.close_stream().await;
                     let digest = match verify {
-                        Some(mode) => Some(self.host.digest(mode == VerifyMode::Full).await?),
+                        Some(_) => Some(self.host.digest().await?),
                         None => None,
                     };
                     if let Some(State::Receiving { vm, verify }) = self.state.take() {

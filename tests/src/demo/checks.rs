@@ -6,6 +6,8 @@ use crate::lab::{Report, Side};
 
 /// The most pings a user may lose.
 const PINGS_LOST_MAX: u64 = 3;
+/// The verdict on them, which depends on time.
+pub const PINGS_LOST: &str = "pings lost ≤ 3";
 
 /// What the lab saw of one migration. What a guest cannot show (a bare one answers no ping) is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -94,7 +96,7 @@ impl Checks {
         if let Some(lost) = self.pings_lost {
             let gap = self.longest_gap_ms.unwrap_or_default();
             let seen = format!("{lost} of {}, longest gap {gap:.1} ms", self.pings_sent.unwrap_or_default());
-            list.push(verdict("pings lost ≤ 3", lost <= PINGS_LOST_MAX, seen));
+            list.push(verdict(PINGS_LOST, lost <= PINGS_LOST_MAX, seen));
         }
         if let Some(alive) = self.tcp_stream_alive {
             let seen = if alive { "the same connection echoes" } else { "dead" };
@@ -195,7 +197,7 @@ mod tests {
             (Checks { fdb_after: Some("port-a".into()), ..good() }, "switch learned the move"),
             (Checks { rarp_captured: 0, ..good() }, "RARP reached the client"),
             (Checks { rarp_too_early: Some(1), ..good() }, "none before the VM ran there"),
-            (Checks { pings_lost: Some(4), ..good() }, "pings lost ≤ 3"),
+            (Checks { pings_lost: Some(4), ..good() }, PINGS_LOST),
             (Checks { tcp_stream_alive: Some(false), ..good() }, "TCP stream alive"),
             (Checks { owner_count: 2, ..good() }, "one owner"),
             (Checks { blackout_seen_ms: Some(-0.1), ..good() }, "never two owners"),

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 pub use args::{AccelChoice, Args, Guest, Verify};
-pub use checks::{Checks, Verdict};
+pub use checks::{Checks, PINGS_LOST, Verdict};
 pub use crossing::{Migration, Watch};
 
 use crate::lab::{self, Lab, LabConfig, Side};

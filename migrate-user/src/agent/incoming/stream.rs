@@ -12,7 +12,7 @@ use migrate_common::PAGE_SIZE;
 use super::reserving;
 use crate::{
     agent::{Agent, port::Port},
-    control::{Prepare, Prepared},
+    control::{Prepare, Prepared, VerifyMode},
     datapath::{
         Codec, Feedback, FeedbackKey, FeedbackSocket, FeedbackTx, FrameLayout, Inbound, InboundSpec,
         LaneLosses, Protection, QueueFigures, Secret, agree, losses,
@@ -126,7 +126,7 @@ impl Stream {
             mappings: memory.mappings,
             reservations: memory.reservations,
             frames,
-            hash: request.verify.is_some(),
+            hash: request.verify == Some(VerifyMode::Hash),
             feedback: Box::new(LaneFeedback::open(&nic, request, key)?),
             feedback_every: (window / 4).clamp(1, 32),
             queues: port.lanes() as u32,
@@ -226,17 +226,14 @@ impl Stream {
         Ok(self.inbound.hashes().map_or(Ok(()), |hashes| tokio::task::block_in_place(|| refresh(hashes)))?)
     }
 
-    /// The digest of all memory: from the hashes that were kept, or by reading it once more in `full`.
+    /// The digest of all memory: from the hashes that were kept, or by reading it where none were.
     ///
     /// # Errors
-    /// When no hashes were kept, or memory cannot be read.
-    pub(super) fn digest(&self, full: bool) -> Result<Digest, MigrationError> {
+    /// When memory cannot be read.
+    pub(super) fn digest(&self) -> Result<Digest, MigrationError> {
         let inbound = &self.inbound;
-        let kept = inbound.hashes().ok_or_else(|| MigrationError::Host("no hashes were kept".into()))?;
-        if !full {
-            return Ok(kept.digest());
-        }
-        Ok(tokio::task::block_in_place(|| Digest::of(inbound.layout(), inbound.mappings()))?)
+        let read = || Ok(Digest::of(inbound.layout(), inbound.mappings())?);
+        inbound.hashes().map_or_else(|| tokio::task::block_in_place(read), |kept| Ok(kept.digest()))
     }
 
     /// Places no frame any more. The memory stays mapped, for the digest.

@@ -27,6 +27,28 @@ async fn tracking_begins_early_and_dma_ends_before_the_first_page_is_read() {
     }
 }
 
+/// A first round is most of the VM's memory, and hashing it takes as long as sending it: not while the VM is stopped, nor beside
+/// frames that change it.
+#[tokio::test]
+async fn hashes_are_up_to_date_before_the_vm_is_stopped() {
+    for lose_every in [None, Some(5)] {
+        let fault = Fault { lose_every, ..Fault::default() };
+        let (report, world) = migrate(fault, Some(VerifyMode::Hash), false).await;
+        assert_eq!(report.verified, Some(true));
+        let all = world.lock().unwrap().calls.clone();
+        let of = [Call::Send, Call::CloseRound, Call::RefreshHashes, Call::Stop];
+        let calls: Vec<_> = all.into_iter().filter(|call| of.contains(call)).collect();
+        let (live, last) = calls.split_at(calls.iter().position(|&call| call == Call::Stop).unwrap());
+        assert!(live.len() >= 3);
+        let round = [Call::Send, Call::CloseRound, Call::RefreshHashes];
+        assert!(live.chunks(3).all(|calls| calls == round), "{calls:?}");
+        let attempts = last.len() / 2 - 1;
+        assert!(lose_every.is_none() == (attempts == 1), "{calls:?}");
+        let closed = [Call::Send, Call::CloseRound].repeat(attempts);
+        assert_eq!(last, [&[Call::Stop][..], &closed, &[Call::RefreshHashes]].concat(), "{calls:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_breaks_at_any_message_loses_nothing() {
     let clean = migrate(Fault::default(), None, false).await.1.lock().unwrap().items;

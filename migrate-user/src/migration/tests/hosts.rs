@@ -304,9 +304,14 @@ impl DestinationHost for Host {
         vec![QueueFigures { frames: self.0.lock().unwrap().frames as u64, ..QueueFigures::default() }]
     }
     async fn refresh_hashes(&mut self) -> Result<(), MigrationError> {
-        Ok(())
+        // The source has its turn meanwhile, if it has been given the word.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let fails = self.0.lock().unwrap().fails(Call::RefreshHashes);
+        if fails { Err(MigrationError::Host("refresh_hashes was made to fail".into())) } else { Ok(()) }
     }
-    async fn digest(&mut self, _: bool) -> Result<Digest, MigrationError> {
+    async fn digest(&mut self) -> Result<Digest, MigrationError> {
         Ok(digest(&self.0.lock().unwrap().destination_memory))
     }
     fn progress(&self) -> u64 {

@@ -46,6 +46,7 @@ enum Call {
     Send,
     Prepare,
     CloseRound,
+    RefreshHashes,
     Load,
     Finish,
     Run,

@@ -14,6 +14,7 @@ mod memcpy;
 mod random;
 mod size;
 mod transports;
+mod verify;
 
 use anyhow::Result;
 
@@ -69,6 +70,12 @@ pub(super) const ALL: &[Case] = &[
         about: "the usual guest there and back, many cutovers",
         when: When::Quick,
         run: blackout::run,
+    },
+    Case {
+        name: "verify",
+        about: "the usual guest, with all RAM compared afterwards: --verify, --verify=full",
+        when: When::Quick,
+        run: verify::run,
     },
     Case {
         name: "dirtying",
