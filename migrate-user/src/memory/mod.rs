@@ -69,6 +69,12 @@ pub enum MemoryError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// The VMM is gone: it died, or somebody ended it.
+    #[error("QEMU (process {pid}) has ended")]
+    Gone {
+        /// The VMM's process.
+        pid: u32,
+    },
     /// The process under trace did not do what was asked of it.
     #[error("cannot run a system call inside process {pid}: {problem}")]
     Inject {

@@ -2,7 +2,11 @@
 //!
 //! Kernel: `fs/proc/task_mmu.c`, documented in `Documentation/admin-guide/mm/pagemap.rst`; since Linux 6.7.
 
-use std::{fs::File, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io::{Error, ErrorKind},
+    os::fd::AsRawFd,
+};
 
 use migrate_common::PAGE_SIZE;
 
@@ -66,13 +70,12 @@ impl Pagemap {
     /// Opens `/proc/PID/pagemap`.
     ///
     /// # Errors
-    /// Without CAP_SYS_PTRACE over the process, or when it is gone.
+    /// Without CAP_SYS_PTRACE over the process; [`MemoryError::Gone`].
     pub fn open(pid: u32) -> Result<Self, MemoryError> {
         let path = format!("/proc/{pid}/pagemap");
-        let file = File::open(&path).map_err(|source| MemoryError::File {
-            operation: "open",
-            path: path.into(),
-            source,
+        let file = File::open(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => MemoryError::Gone { pid },
+            _ => MemoryError::File { operation: "open", path: path.into(), source },
         })?;
         Ok(Self { file, pid, regions: vec![Region::default(); REGIONS] })
     }
@@ -81,7 +84,7 @@ impl Pagemap {
     /// protects them again: get and clear in one step, so that no write falls between.
     ///
     /// # Errors
-    /// [`MemoryError::Tracking`]; `EPERM` when the range is not registered for asynchronous protection.
+    /// [`MemoryError::Tracking`]; `EPERM` when the range is not registered for asynchronous protection. [`MemoryError::Gone`].
     pub fn take_written(&mut self, vma: &Vma, written: impl FnMut(u64, u64)) -> Result<(), MemoryError> {
         self.scan(vma, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, PAGE_IS_WRITTEN, 0, written)
     }
@@ -89,7 +92,7 @@ impl Pagemap {
     /// Calls `present(first, end)` with file pages that the process has in memory or swapped out.
     ///
     /// # Errors
-    /// [`MemoryError::Tracking`].
+    /// [`MemoryError::Tracking`], [`MemoryError::Gone`].
     pub fn present(&mut self, vma: &Vma, present: impl FnMut(u64, u64)) -> Result<(), MemoryError> {
         self.scan(vma, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, present)
     }
@@ -121,10 +124,11 @@ impl Pagemap {
             // regions that are ours for the duration of the call.
             let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
             let Ok(count) = usize::try_from(count) else {
-                return Err(MemoryError::Tracking {
-                    pid: self.pid,
-                    step: "PAGEMAP_SCAN",
-                    source: std::io::Error::last_os_error(),
+                let (pid, source) = (self.pid, Error::last_os_error());
+                return Err(match source.raw_os_error() {
+                    // Its address space is gone, though its page map is still open here.
+                    Some(libc::ESRCH) => MemoryError::Gone { pid },
+                    _ => MemoryError::Tracking { pid, step: "PAGEMAP_SCAN", source },
                 });
             };
             for region in self.regions.iter().take(count) {
@@ -164,5 +168,24 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, 32);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_said_to_be_gone() {
+        if !supports_scan() {
+            println!("skipped: no PAGEMAP_SCAN here");
+            return;
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pagemap = Pagemap::open(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let vma = Vma { start: 0, end: PAGE_SIZE as u64, file_page: 0 };
+        let scanned = pagemap.unwrap().present(&vma, |_, _| {});
+        for failed in [scanned, Pagemap::open(child.id()).map(drop)] {
+            let error = failed.unwrap_err();
+            assert!(matches!(error, MemoryError::Gone { pid } if pid == child.id()), "{error}");
+            assert_eq!(error.to_string(), format!("QEMU (process {}) has ended", child.id()));
+        }
     }
 }

@@ -49,7 +49,7 @@ impl DirtyTracker {
     /// The pages written since the last call (or since [`install`](Self::install)), and protects them again.
     ///
     /// # Errors
-    /// [`MemoryError::Tracking`], for example when the process is gone.
+    /// [`MemoryError::Tracking`], [`MemoryError::Gone`].
     pub fn take_written(&mut self) -> Result<PageSet, MemoryError> {
         let mut written = PageSet::new(self.pages);
         self.ram
@@ -76,7 +76,7 @@ impl TrackedRam {
     /// For a thread that asks.
     ///
     /// # Errors
-    /// [`MemoryError`], for example when the process is gone.
+    /// [`MemoryError`], [`MemoryError::Gone`] among them.
     pub fn ask(&self) -> Result<WrittenPages, MemoryError> {
         Ok(WrittenPages { ram: self.clone(), pagemap: Pagemap::open(self.pid)? })
     }

@@ -193,8 +193,7 @@ mod tests {
                 if stretch.start < STRETCH {
                     return Ok(());
                 }
-                let source = std::io::Error::from_raw_os_error(libc::ESRCH);
-                Err(MemoryError::Tracking { pid: 1, step: "PAGEMAP_SCAN", source })
+                Err(MemoryError::Gone { pid: 1 })
             });
         assert_eq!(renewed.by_ref().count() as u64, STRETCH);
         assert!(renewed.next().is_none() && renewed.finish().is_err());
