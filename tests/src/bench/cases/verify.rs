@@ -17,12 +17,12 @@ const IN_FULL: Mover =
 pub(super) fn run(session: &mut Session<'_>, outcome: &mut Outcome) -> Result<()> {
     let (network, guest) = (session.usual_network(), session.usual_guest());
     session.compare(network, &guest, &[ours(), VERIFIED, IN_FULL], session.args.runs())?;
-    let figures: [(&str, fn(&Figures) -> f64); 2] =
-        [("--verify: total time", total), ("--verify: blackout", blackout_of)];
-    for (name, figure) in figures {
+    let mut compare = |name, figure: fn(&Figures) -> f64| {
         let verified = session.median(network, &guest, &VERIFIED, figure).unwrap_or(f64::NAN);
         let without = session.median(network, &guest, &ours(), figure);
         outcome.rows.push(Row::at_most(name, "ms", verified, ("without", without), 1.5));
-    }
+    };
+    compare("--verify: total time", total);
+    compare("--verify: blackout", blackout_of);
     Ok(())
 }
