@@ -165,6 +165,12 @@ fn long_wire() {
     let report = scenario.expect_migrates(Side::A, &OPTIONS).unwrap();
     // The word that a round was sent takes the fast network.
     assert_eq!(sum(&report, "lanes", "lost"), 0, "{:#}", report.0);
+    // More was on its way than a window for queues alone allows in each way there and back, 60 ms.
+    let first = &report.rounds()[0];
+    let frames = first.bytes as f64 / (2 * 4096) as f64;
+    let by_window = frames / 240.0 * 60.0;
+    println!("round 0 took {:.0} ms, a window at a time {by_window:.0} ms", first.duration_ms);
+    assert!(by_window > 1000.0 && first.duration_ms < by_window * 0.75, "{:#}", report.0);
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod pacing;
 mod packing;
 mod path;
 mod protection;
+mod reach;
 mod receiver;
 mod sender;
 mod sink;

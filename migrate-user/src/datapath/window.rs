@@ -1,5 +1,9 @@
 //! How many frames may be on their way.
 
+use std::time::{Duration, Instant};
+
+use super::reach::Reach;
+
 /// Fewest frames the window shrinks to: less would stall on every feedback.
 const FLOOR: u32 = 8;
 /// A path that loses one frame in so many, or fewer, is taken for a bad one, which a smaller window does not mend; one
@@ -10,7 +14,7 @@ const SAMPLE: u32 = 32;
 /// Frames that ask a silent receiver whether it is there.
 const PROBES: u32 = 2;
 
-/// Flow control of one lane: never more frames in flight than the receiver has room for.
+/// Flow control of one lane: never more frames in flight than the receiver has room for, and a [long path](Reach) holds.
 ///
 /// Frames are judged by **trips**: all that were on their way at one moment. A trip that lost more than a bad wire
 /// would shrinks the window to what came through; any other lets it grow. So random losses cost only themselves, and
@@ -30,6 +34,9 @@ pub struct Window {
     /// Frames beyond the limit, to ask a silent receiver.
     probes: u32,
     trip: Trip,
+    reach: Reach,
+    /// Frames beyond the limit, because a long path holds them.
+    on_path: u32,
 }
 
 /// A stretch of frames that is judged as one.
@@ -56,18 +63,31 @@ impl Window {
             received: 0,
             probes: 0,
             trip: Trip::default(),
+            reach: Reach::default(),
+            on_path: 0,
         }
     }
 
     /// Begins a new epoch: numbers start from 0 again.
-    pub fn begin(&mut self) {
-        (self.sent, self.seen, self.received, self.probes) = (0, 0, 0, 0);
+    pub fn begin(&mut self, now: Instant) {
+        (self.sent, self.seen, self.received, self.probes, self.on_path) = (0, 0, 0, 0, 0);
         self.trip = Trip::default();
+        self.reach.begin(now);
     }
 
     /// Whether another frame may go.
     pub fn open(&self) -> bool {
-        self.in_flight() < self.limit + self.probes
+        self.in_flight() < self.limit + self.on_path + self.probes
+    }
+
+    /// A frame and the word that it came take so long where they meet no queue.
+    pub fn on_way(&mut self, way: Duration) {
+        self.reach.on_way(way);
+    }
+
+    /// Time goes by, and with it frames go from queues onto the path.
+    pub fn on_time(&mut self, now: Instant) {
+        self.on_path = self.reach.frames(now);
     }
 
     /// Frames on their way.
@@ -81,13 +101,15 @@ impl Window {
     }
 
     /// Notes that the receiver has seen numbers up to `seen` and got `received` of them.
-    pub fn on_seen(&mut self, seen: u32, received: u32) {
+    pub fn on_seen(&mut self, seen: u32, received: u32, now: Instant) {
         let seen = seen.min(self.sent);
         if seen > self.seen {
             self.seen = seen;
             self.probes = 0;
         }
         self.received = self.received.max(received.min(self.seen));
+        self.reach.on_received(self.received, now);
+        self.on_time(now);
         let frames = self.seen - self.trip.seen;
         if self.seen >= self.trip.end && frames >= SAMPLE {
             self.judge(frames, frames.saturating_sub(self.received - self.trip.received));
@@ -98,7 +120,7 @@ impl Window {
     /// Nothing was heard for too long: all that is on its way may be lost, or the receiver sleeps. A few frames more
     /// find out without flooding it.
     pub fn on_stall(&mut self) {
-        self.probes = self.in_flight().saturating_sub(self.limit) + PROBES;
+        self.probes = self.in_flight().saturating_sub(self.limit + self.on_path) + PROBES;
     }
 
     /// A round is accounted for. One that was too short for a trip is judged now.
@@ -110,6 +132,7 @@ impl Window {
 
     fn judge(&mut self, frames: u32, lost: u32) {
         self.limit = if lost > frames / TOLERATED {
+            self.reach.on_full();
             let through = u64::from(self.limit) * u64::from(frames - lost) / u64::from(frames);
             // By half at most: one bad moment is not the path.
             (through as u32).max(self.limit / 2).max(FLOOR).min(self.advertised)
@@ -131,7 +154,7 @@ mod tests {
         }
         let sent = window.sent - before;
         let received = window.received + sent.min(capacity);
-        window.on_seen(window.sent, received);
+        window.on_seen(window.sent, received, Instant::now());
         sent
     }
 
@@ -143,11 +166,11 @@ mod tests {
             window.on_sent();
         }
         assert!(!window.open());
-        window.on_seen(2, 2);
+        window.on_seen(2, 2, Instant::now());
         assert_eq!(window.in_flight(), 2);
-        window.on_seen(1, 1);
+        window.on_seen(1, 1, Instant::now());
         assert_eq!(window.in_flight(), 2, "old feedback changes nothing");
-        window.on_seen(1_000_000, 1_000_000);
+        window.on_seen(1_000_000, 1_000_000, Instant::now());
         assert_eq!(window.in_flight(), 0, "feedback from the future is cut");
     }
 
@@ -156,12 +179,12 @@ mod tests {
         let mut window = Window::new(240);
         for percent in [1, 5, 10] {
             let mut received = 0;
-            window.begin();
+            window.begin(Instant::now());
             for number in 0..10_000u32 {
                 window.on_sent();
                 // Spread evenly, by a stride that shares no factor with the hundred.
                 received += u32::from(number * 37 % 100 >= percent);
-                window.on_seen(number + 1, received);
+                window.on_seen(number + 1, received, Instant::now());
             }
             window.on_round(u64::from(10_000 - received));
             assert_eq!(window.limit, 240, "{percent} % lost");
@@ -171,7 +194,7 @@ mod tests {
     #[test]
     fn a_full_queue_is_not_kept_full() {
         let mut window = Window::new(240);
-        window.begin();
+        window.begin(Instant::now());
         for _ in 0..20 {
             burst(&mut window, 40);
         }
@@ -187,18 +210,18 @@ mod tests {
     fn short_rounds_shrink_it_too_and_good_ones_restore_it() {
         let mut window = Window::new(240);
         for _ in 0..20 {
-            window.begin();
+            window.begin(Instant::now());
             (0..100).for_each(|_| window.on_sent());
             window.on_round(90);
         }
         assert_eq!(window.limit, FLOOR);
         for _ in 0..40 {
-            window.begin();
+            window.begin(Instant::now());
             (0..100).for_each(|_| window.on_sent());
             window.on_round(1);
         }
         assert_eq!(window.limit, 240);
-        window.begin();
+        window.begin(Instant::now());
         (0..3).for_each(|_| window.on_sent());
         window.on_round(3);
         assert_eq!(window.limit, 240, "three frames are no measure");
@@ -218,7 +241,27 @@ mod tests {
             assert!(window.open(), "a stall never stops the lane");
         }
         assert_eq!(sent, 100 + 74 * PROBES);
-        window.on_seen(window.sent, window.sent);
+        window.on_seen(window.sent, window.sent, Instant::now());
         assert_eq!((window.limit, window.in_flight()), (100, 0), "it was only late");
+    }
+
+    #[test]
+    fn a_sleeping_receiver_at_the_end_of_a_long_path_is_not_flooded_either() {
+        let mut window = Window::new(100);
+        let start = Instant::now();
+        window.begin(start);
+        window.on_way(Duration::from_millis(100));
+        window.on_seen(0, 0, start);
+        (0..100).for_each(|_| window.on_sent());
+        window.on_seen(100, 100, start + Duration::from_millis(100));
+        let mut sent = 0;
+        while window.open() {
+            window.on_sent();
+            sent += 1;
+        }
+        assert_eq!(sent, 100 + 149, "1000 frames/s and half as many, for 99.5 ms");
+        window.on_stall();
+        let probes = std::iter::from_fn(|| window.open().then(|| window.on_sent())).count();
+        assert_eq!(probes, PROBES as usize);
     }
 }

@@ -141,7 +141,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         stop: &AtomicBool,
         progress: &AtomicU64,
     ) -> Result<LaneRound, SendError> {
-        self.window.begin();
+        self.window.begin(Instant::now());
         self.transit.begin();
         let mut round = Round::new(epoch, pages, stop, progress);
         let mut source = Ahead::new(numbers);
@@ -179,6 +179,11 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
     /// How long frames take to the receiver, and its word of them back, at most of late.
     pub fn transit(&self) -> Duration {
         self.transit.longest()
+    }
+
+    /// The same at least, ever: where no frame met a queue. `None` before any was measured.
+    pub fn way(&self) -> Option<Duration> {
+        self.transit.shortest()
     }
 
     /// Tells the lane how many frames of its last round were lost.
@@ -308,7 +313,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         while !self.window.open() {
             check(round.stop)?;
             self.sink.flush()?;
-            if self.hear(round, Duration::from_millis(1)) {
+            let heard = self.hear(round, Duration::from_millis(1));
+            self.window.on_time(Instant::now());
+            if heard {
                 silent_since = Instant::now();
             } else if silent_since.elapsed() > patience {
                 round.result.stalls += 1;
@@ -332,8 +339,12 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 && feedback.lane == self.config.lane
                 && feedback.epoch == round.epoch
             {
-                self.window.on_seen(feedback.seen, feedback.received);
-                self.transit.on_seen(feedback.seen);
+                let now = Instant::now();
+                self.transit.on_seen(feedback.seen, now);
+                if let Some(shortest) = self.transit.shortest() {
+                    self.window.on_way(shortest);
+                }
+                self.window.on_seen(feedback.seen, feedback.received, now);
                 round.heard = round.heard.max(feedback.seen);
             }
             wait = Duration::ZERO;

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 /// Longest way there and back that is believed: a receiver that was stopped for a while must not slow down the rest.
-const LONGEST_TRANSIT: Duration = Duration::from_millis(200);
+const LONGEST_TRANSIT: Duration = Duration::from_millis(500);
 
-/// How long it takes from a frame's sending until the receiver's word that it came is here: the longest of late.
+/// How long it takes from a frame's sending until the receiver's word that it came is here.
 #[derive(Debug, Default)]
 pub(super) struct Transit {
+    /// Of late.
     longest: Duration,
+    /// Ever: one that met no queue.
+    shortest: Option<Duration>,
     /// What is being measured: the number of frames seen that ends it, and its begin.
     timed: Option<(u32, Instant)>,
 }
@@ -23,15 +26,49 @@ impl Transit {
         self.longest
     }
 
+    pub(super) const fn shortest(&self) -> Option<Duration> {
+        self.shortest
+    }
+
     pub(super) fn on_sent(&mut self, frames: u32) {
         if self.timed.is_none() {
             self.timed = Some((frames, Instant::now()));
         }
     }
 
-    pub(super) fn on_seen(&mut self, seen: u32) {
-        if let Some((_, begun)) = self.timed.take_if(|(frames, _)| seen >= *frames) {
-            self.longest = (self.longest * 7 / 8).max(begun.elapsed()).min(LONGEST_TRANSIT);
+    /// The receiver has seen so many frames.
+    pub(super) fn on_seen(&mut self, seen: u32, now: Instant) {
+        let Some((_, begun)) = self.timed.take_if(|(frames, _)| seen >= *frames) else { return };
+        let took = now.saturating_duration_since(begun);
+        self.longest = (self.longest * 7 / 8).max(took).min(LONGEST_TRANSIT);
+        self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_frame_at_a_time_is_timed() {
+        let mut transit = Transit::default();
+        let start = Instant::now();
+        transit.on_seen(9, start);
+        assert_eq!((transit.longest(), transit.shortest()), (Duration::ZERO, None));
+        for (sent, ms) in [(10, 30), (20, 10), (30, 20)] {
+            transit.on_sent(sent);
+            // Another frame is no other begin, and an earlier one no end.
+            transit.on_sent(sent + 1);
+            transit.on_seen(sent - 1, start + Duration::from_secs(9));
+            let begun = transit.timed.map_or(start, |(_, begun)| begun);
+            transit.on_seen(sent, begun + Duration::from_millis(ms));
+            assert!(transit.timed.is_none());
         }
+        assert_eq!(transit.shortest(), Some(Duration::from_millis(10)));
+        assert!(transit.longest() > Duration::from_millis(20), "it fades");
+        transit.on_sent(40);
+        transit.begin();
+        transit.on_seen(40, Instant::now() + Duration::from_secs(1));
+        assert!(transit.longest() < Duration::from_millis(30));
     }
 }
