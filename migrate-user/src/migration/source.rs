@@ -70,6 +70,8 @@ pub struct RoundSent {
     pub stalls: Vec<u32>,
     /// How long frames and the word of them took there and back, at most of late.
     pub transit: Duration,
+    /// The same at least, ever: where no frame met a queue.
+    pub way: Duration,
     /// Limit of the wire at the round's end, bytes per second, when there is one.
     pub bandwidth_limit: Option<u64>,
 }
@@ -178,6 +180,8 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     stream: Option<H::Stream>,
     findings: Vec<Finding>,
     epoch: u32,
+    /// How long a word to the destination and its answer take.
+    words: Duration,
     stopped_at: Option<Instant>,
     /// Pages that existed when tracking began, until they are sent.
     existing: Option<Result<PageSet, MemoryError>>,
@@ -210,6 +214,7 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
             handover: SourceHandover::default(),
             stream: None,
             epoch: 0,
+            words: Duration::ZERO,
             stopped_at: None,
             existing: None,
             running_at: None,
@@ -302,9 +307,11 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
 
     async fn greet(&mut self) -> Result<(), MigrationError> {
         self.enter(Phase::Preflight);
-        let before = preflight::wall_clock();
+        let (before, begun) = (preflight::wall_clock(), Instant::now());
         self.say(Message::hello(&self.plan.own_name)).await?;
-        match self.hear("its hello", self.plan.limits.hello).await? {
+        let answer = self.hear("its hello", self.plan.limits.hello).await?;
+        self.words = begun.elapsed();
+        match answer {
             Message::Hello { protocol: PROTOCOL, name, clock, .. } => {
                 let after = preflight::wall_clock();
                 if let Some(certified) = self.plan.certified.as_ref().filter(|it| !it.is(&name)) {

@@ -64,7 +64,7 @@ pub enum Status {
 }
 
 /// How pages travelled.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Transport {
     /// `af-xdp staged`: pages are copied into the UMEM. `af-xdp direct`: they are sent from where they lie. `udp`: the source sends by UDP sockets.
@@ -78,6 +78,9 @@ pub struct Transport {
     pub zero_copy: bool,
     /// Largest IP packet, bytes.
     pub mtu: usize,
+    /// How long a frame and the receiver's word of it take, where they meet no queue, ms.
+    #[serde(default)]
+    pub round_trip: f64,
     /// Sender threads.
     pub lanes: usize,
     /// By what pages were encrypted: a cipher's name, or `off`.

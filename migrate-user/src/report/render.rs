@@ -102,9 +102,10 @@ pub fn closing(report: &Report) -> String {
     let t = &report.transport;
     let _ = writeln!(
         out,
-        "  transport   {}, MTU {}, {} lane(s), encryption {}; receiver {}",
+        "  transport   {}, MTU {}{}, {} lane(s), encryption {}; receiver {}",
         sender(t),
         t.mtu,
+        far(t.round_trip),
         t.lanes,
         if t.encryption.is_empty() { "?" } else { &t.encryption },
         t.receiver
@@ -174,6 +175,11 @@ fn guest(out: &mut String, report: &Report) {
         let _ =
             writeln!(out, "  stuns       {count} for scans, {total:.1} ms in all, at most {longest:.1} ms");
     }
+}
+
+/// A path so long that it shows in the blackout.
+fn far(round_trip_ms: f64) -> String {
+    if round_trip_ms < 1.0 { String::new() } else { format!(", {round_trip_ms:.1} ms there and back") }
 }
 
 /// By what the source sent.

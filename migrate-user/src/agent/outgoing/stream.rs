@@ -136,6 +136,7 @@ impl PageStream for OutgoingStream {
             stalls: self.rounds.iter().map(|round| round.stalls).collect(),
             bandwidth_limit: self.bandwidth.limit(),
             transit: self.lanes.iter().map(LaneSender::transit).max().unwrap_or_default(),
+            way: self.lanes.iter().filter_map(LaneSender::way).min().unwrap_or_default(),
         })
     }
 

@@ -31,6 +31,8 @@ pub struct RoundFigures {
     pub remaining: u64,
     /// How long the VM was stopped for the scan; 0 where it need not be.
     pub stun: Duration,
+    /// What pages, state and words of a handover are on their way in all, however little there is to send.
+    pub way: Duration,
     /// Limit of the wire at the round's end, bytes per second, when there is one.
     pub limit: Option<u64>,
 }

@@ -12,3 +12,5 @@ mod throttle;
 pub use estimate::{Estimate, Prediction, RoundFigures};
 pub use policy::{Convergence, Decision, Judgement, Policy, TimeoutAction};
 pub use throttle::Throttle;
+
+pub(super) use policy::on_the_way;

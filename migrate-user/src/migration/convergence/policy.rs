@@ -27,6 +27,12 @@ const BARREN: u32 = 30;
 /// A new minimum is one by at least this factor.
 const GAIN: f64 = 0.9;
 
+/// What a handover is on its way, however little there is to send, where a frame and the word of it take `pages`, and a message and
+/// its answer `words`: the last pages and that all came, the state and that it is loaded, and the commit.
+pub(in crate::migration) fn on_the_way(pages: Duration, words: Duration) -> Duration {
+    (pages.max(words) + words) / 2 + words + words / 2
+}
+
 /// What to do when the time is up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -152,7 +158,7 @@ impl Policy {
             if self.throttle.is_none() { 0.0 } else { self.free_dirty_rate * STOPPING.as_secs_f64() };
         let pages = self.estimate.predict(round.remaining.saturating_add(outburst as u64));
         // What a scan's stop took, the last one takes too: its I/O has to end in both.
-        let fixed = HANDOVER + round.stun;
+        let fixed = HANDOVER + round.stun + round.way;
         Prediction {
             expected: pages.expected.saturating_add(fixed),
             at_most: pages.at_most.saturating_add(fixed),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use migrate_common::PAGE_SIZE;
 
-use super::{Convergence, Decision, Policy, RoundFigures, Throttle, TimeoutAction};
+use super::{Convergence, Decision, Policy, RoundFigures, Throttle, TimeoutAction, on_the_way};
 
 /// Pages of a GiB.
 const GIB: u64 = (1 << 30) / PAGE_SIZE as u64;
@@ -130,6 +130,7 @@ impl Case {
                 dirtied,
                 remaining: dirtied,
                 stun: self.stun,
+                way: Duration::ZERO,
                 limit: None,
             };
             let judgement = policy.after(&figures, Duration::from_secs_f64(now));
@@ -224,6 +225,7 @@ const STANDSTILL: RoundFigures = RoundFigures {
     dirtied: GIB,
     remaining: GIB,
     stun: Duration::ZERO,
+    way: Duration::ZERO,
     limit: None,
 };
 
@@ -343,4 +345,29 @@ fn huge_pages_of_which_little_is_sent_converge() {
     assert_eq!(case(guest).run().decision, Decision::GiveUp);
     let outcome = Case { sent: 0.03, ..case(guest) }.converges();
     assert!(outcome.rounds <= 6, "{outcome:?}");
+}
+
+#[test]
+fn a_long_way_is_part_of_the_blackout() {
+    let ms = Duration::from_millis;
+    assert_eq!(on_the_way(Duration::ZERO, Duration::ZERO), Duration::ZERO);
+    // Pages there, and the word back; the state there, and the word back; the commit.
+    assert_eq!(on_the_way(ms(150), ms(150)), ms(375));
+    assert_eq!(on_the_way(ms(150), ms(0)), ms(75), "by a nearer network the words take no time");
+
+    let figures = |way| RoundFigures {
+        looked_at: GIB,
+        bytes: GIB * PAGE_SIZE as u64,
+        duration: Duration::from_secs(1),
+        dirtied: 5000,
+        remaining: 5000,
+        way,
+        ..RoundFigures::default()
+    };
+    let judged = |way| {
+        let mut policy = Policy::new(case(Guest::Uniform { rate: 5000.0, set: GIB }).wanted);
+        policy.after(&figures(way), Duration::from_secs(1)).blackout
+    };
+    assert_eq!(judged(ms(375)).expected, judged(ms(0)).expected + ms(375));
+    assert!(judged(ms(375)).at_most > ms(300), "it does not fit the limit");
 }

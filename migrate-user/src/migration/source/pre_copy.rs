@@ -9,7 +9,9 @@ use super::{RoundSent, SourceHost, SourceMemory, SourceMigration, SourceRecord};
 use crate::{
     control::Channel,
     memory::PageSet,
-    migration::{Decision, Judgement, MigrationError, Policy, RoundFigures, Throttle},
+    migration::{
+        Decision, Judgement, MigrationError, Policy, RoundFigures, Throttle, convergence::on_the_way,
+    },
     report::{Phase, Round, RoundEstimate},
     vmm::SourceVm,
 };
@@ -71,6 +73,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
                 dirtied,
                 remaining: again.count(),
                 stun,
+                way: on_the_way(sent.way, self.words),
                 limit: sent.bandwidth_limit,
             };
             let judgement = policy.after(&figures, self.begun.elapsed());
@@ -221,6 +224,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
     pub(super) fn record_round(&self, round: &Sent<'_>, estimate: Option<RoundEstimate>) {
         let sent = round.sent;
         self.record.update(|report| {
+            report.transport.round_trip = sent.way.as_secs_f64() * 1e3;
             report.ram.transferred += sent.wire_bytes;
             report.ram.normal += sent.data_pages;
             report.ram.normal_bytes += sent.data_pages * PAGE_SIZE as u64;
