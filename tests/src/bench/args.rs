@@ -6,6 +6,7 @@ use clap::Parser;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::cases;
+use super::guests::Backing;
 
 /// Measures xferry beside QEMU's own migration, TCP and bare AF_XDP: the same guest, the same link, in the same run.
 ///
@@ -47,6 +48,9 @@ pub struct Args {
     /// How much of it is filled and written to, in MiB
     #[arg(long, default_value_t = 900)]
     pub(super) fill: u64,
+    /// What its RAM lies in
+    #[arg(long, value_enum, default_value_t = Backing::Tmpfs)]
+    pub(super) backing: Backing,
     /// Pages that it writes per second
     #[arg(long, default_value_t = 5000)]
     pub(super) rate: u64,

@@ -3,12 +3,13 @@
 use std::fmt;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::guest::{Fill, GuestImage, GuestKind, GuestParams, Rate};
 use crate::lab::{self, Accel, VmConfig};
 
 /// What the guest's RAM is on both hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Backing {
     /// Pages of 4 KiB.
     Tmpfs,

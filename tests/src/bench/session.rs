@@ -13,8 +13,8 @@ use super::peers::Mover;
 use super::results::{Results, Series};
 use crate::guest::{Fill, GuestKind, Rate};
 
-/// Memory of two guests of 2 GiB and of all else, bytes.
-const FETCHED: u64 = 6 << 30;
+/// Memory that is left alone when all other is touched, bytes.
+const SPARED: u64 = 2 << 30;
 
 /// The migration network of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl<'a> Session<'a> {
             area: self.args.fill,
             rate: Rate::PerSecond(self.args.rate),
             fill: Fill::Random,
-            backing: Backing::Tmpfs,
+            backing: self.args.backing,
         }
     }
 
@@ -82,7 +82,7 @@ impl<'a> Session<'a> {
 
     /// Two hosts with such a migration network. There is one pair at a time.
     pub fn bed(&mut self, mtu: u32) -> Result<&mut Bed> {
-        self.bed_for(mtu, Backing::Tmpfs)
+        self.bed_for(mtu, self.args.backing)
     }
 
     fn bed_for(&mut self, mtu: u32, backing: Backing) -> Result<&mut Bed> {
@@ -189,11 +189,10 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Touches as much memory as all guests and their copies take, half of what there is at most: the machine below finds it for the first
-/// who wants it, up to 4 ms for each 2 MiB, and whoever that is would be measured with it.
+/// Touches all memory that can be had: the machine below finds it for the first who wants it, up to 4 ms for each 2 MiB, and
+/// whoever that is would be measured with it. All, because the kernel gives guests in huge pages what lay untouched longest.
 fn fetch_memory() {
-    let half = available_bytes() / 2;
-    let bytes = half.min(FETCHED);
+    let bytes = available_bytes().saturating_sub(SPARED);
     println!("  this machine is virtual: touching {} MiB that its free memory shall consist of", bytes >> 20);
     drop(std::hint::black_box(vec![1_u8; bytes as usize]));
 }
