@@ -69,28 +69,21 @@ pub(super) async fn ask(qmp: &Qmp) -> Result<(CpuFacts, Vec<String>), QmpError> 
         Err(QmpError::Refused { .. }) => Ok(Value::Null),
         other => other,
     };
-    let number = async |property| get(property).await.map(|value| value.as_u64().unwrap_or(0));
-    let (words, kind, vendor, family, model, stepping, phys_bits, tsc_hz, filtered) = tokio::try_join!(
-        get("feature-words"),
-        get("type"),
-        get("vendor"),
-        number("family"),
-        number("model"),
-        number("stepping"),
-        number("phys-bits"),
-        number("tsc-frequency"),
-        get("filtered-features"),
-    )?;
-    let words: Option<Vec<FeatureWord>> = serde_json::from_value(words).ok();
-    let kind = text(&kind);
+    let number = |value: Value| value.as_u64().unwrap_or(0);
+    let words: Option<Vec<FeatureWord>> = serde_json::from_value(get("feature-words").await?).ok();
+    let kind = text(&get("type").await?);
     Ok((
         CpuFacts {
             model: kind.split_once("-x86_64-cpu").map_or(kind.as_str(), |(model, _)| model).to_owned(),
-            vendor: text(&vendor),
-            signature: [family, model, stepping],
-            phys_bits,
-            tsc_hz,
-            filtered: serde_json::from_value(filtered).unwrap_or_default(),
+            vendor: text(&get("vendor").await?),
+            signature: [
+                number(get("family").await?),
+                number(get("model").await?),
+                number(get("stepping").await?),
+            ],
+            phys_bits: number(get("phys-bits").await?),
+            tsc_hz: number(get("tsc-frequency").await?),
+            filtered: serde_json::from_value(get("filtered-features").await?).unwrap_or_default(),
             named: named(qmp, &path, words.as_deref().unwrap_or_default()).await?,
             words,
         },

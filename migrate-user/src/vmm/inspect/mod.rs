@@ -71,18 +71,14 @@ pub struct VmFacts {
 /// # Errors
 /// When its monitor does not answer. RAM that cannot be moved is no error but a fact.
 pub async fn inspect(qmp: &Qmp) -> Result<VmFacts, VmmError> {
-    // All at once: QEMU answers one after the other, and none waits for us to have read the one before.
-    let ask = async |command: &str| qmp.execute(command, json!({})).await;
-    let (status, machine, kvm, blocked, memory, devices, blocks, (cpu, vcpus)) = tokio::try_join!(
-        ask("query-status"),
-        qom_get(qmp, "/machine", "type"),
-        ask("query-kvm"),
-        ask("query-migrate"),
-        memory::ask(qmp),
-        devices::ask(qmp),
-        blocks::ask(qmp),
-        cpu::ask(qmp),
-    )?;
+    let status = qmp.execute("query-status", json!({})).await?;
+    let machine = qom_get(qmp, "/machine", "type").await?;
+    let kvm = qmp.execute("query-kvm", json!({})).await?;
+    let memory = memory::ask(qmp).await?;
+    let devices = devices::ask(qmp).await?;
+    let blocks = blocks::ask(qmp).await?;
+    let (cpu, vcpus) = cpu::ask(qmp).await?;
+    let blocked = qmp.execute("query-migrate", json!({})).await?;
     let mut unsafe_devices = devices.unsafe_ones;
     unsafe_devices.extend(blocks.unsafe_ones);
     Ok(VmFacts {
