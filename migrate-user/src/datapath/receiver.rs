@@ -461,13 +461,15 @@ impl SessionReceiver {
     }
 
     /// Tells everybody here what came, and the sender how far its lanes got. Call after a batch; `idle` says that nothing more is
-    /// waiting here.
+    /// waiting here. A lane of which nothing was in the batch is told all: it may have sent what its window allows, and wait.
     pub fn feedback(&mut self, idle: bool) {
+        let still: u64 = (0..).zip(&self.lanes).map(|(lane, it)| u64::from(it.placed == 0) << lane).sum();
         self.publish();
         for (lane, progress) in self.lanes.iter_mut().enumerate() {
             let seen = progress.received.end();
             let news = seen - progress.told;
-            if news >= self.inbound.spec.feedback_every || (idle && news > 0) {
+            let waits = idle || still >> lane & 1 == 1;
+            if news >= self.inbound.spec.feedback_every || (waits && news > 0) {
                 progress.told = seen;
                 progress.repeats = REPEATS;
                 self.inbound.tell(self.open, lane, seen);
@@ -499,5 +501,64 @@ impl SessionReceiver {
         self.publish();
         self.open += 1;
         std::mem::take(&mut self.lanes).into_iter().map(|lane| lane.received).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate_common::wire::{Guard, Packing};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<(u16, u32)>>>);
+
+    impl FeedbackTx for Told {
+        fn send(&self, feedback: Feedback) {
+            lock(&self.0).push((feedback.lane, feedback.seen));
+        }
+    }
+
+    #[test]
+    fn a_lane_that_waits_beside_a_busy_one_is_told() {
+        let told = Told::default();
+        let inbound = Inbound::new(InboundSpec {
+            session: 77,
+            layout: RamLayout::new(vec![crate::memory::Backend { id: "ram".into(), size: 64 << 20 }]),
+            mappings: Vec::new(),
+            reservations: Vec::new(),
+            frames: FrameLayout::new(9000, false, false).unwrap(),
+            protection: Protection::Checksum,
+            lanes: 2,
+            hash: false,
+            feedback: Box::new(told.clone()),
+            feedback_every: 4,
+            queues: 1,
+        });
+        let mut receiver = SessionReceiver::new(inbound, 0);
+        let mut batch = |frames: &[(u16, u32)], idle| {
+            for &(lane, sequence) in frames {
+                let header = FrameHeader {
+                    kind: FrameKind::Pages,
+                    descriptors: 0,
+                    session: 77,
+                    epoch: 1,
+                    lane,
+                    sequence,
+                    guard: Guard::Checksum,
+                    packing: Packing::Plain,
+                    payload: 0,
+                    checksum: 0,
+                };
+                receiver.place(&Frame::new(header, &[], 0));
+            }
+            receiver.feedback(idle);
+            std::mem::take(&mut *lock(&told.0))
+        };
+        let both = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)];
+        assert_eq!(batch(&both, false), [(1, 4)], "lane 0 goes on, as far as anybody knows");
+        assert_eq!(batch(&[(1, 4)], false), [(0, 2)], "it does not");
+        assert_eq!(batch(&[(1, 5)], false), [], "once is enough");
+        assert_eq!(batch(&[], true), [(1, 6)]);
     }
 }
