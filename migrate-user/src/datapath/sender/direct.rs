@@ -43,7 +43,10 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             let Some(sink) = self.sink.direct() else { return Ok(false) };
             let queued = sink.frame_of_pages(|chain| {
                 let descriptors_at = path.len() + HEADER_LEN;
-                while taken.len() < frames.pages_per_frame && round.zero_runs.len() < frames.zero_runs {
+                while round.failure.is_none()
+                    && taken.len() < frames.pages_per_frame
+                    && round.zero_runs.len() < frames.zero_runs
+                {
                     let Some(number) = source.take_number() else { break };
                     let Some(place) = round.chain_page(number, chain) else { continue };
                     let at = descriptors_at + taken.len() * DESCRIPTOR_LEN;
