@@ -34,7 +34,7 @@ pub struct Reservation {
     chunks: Vec<AtomicU64>,
     /// Whether pages may be written to the file.
     by_file: bool,
-    /// Held while the file is written to. The kernel lets one thread at a time write to a file (`inode_lock`), and the others spin
+    /// Held while pages are written to the file. The kernel lets one thread at a time write to a file (`inode_lock`), and the others spin
     /// for as long as it runs; here they sleep, or have better to do ([`is_written_to`](Self::is_written_to)).
     writing: Mutex<()>,
 }
@@ -124,6 +124,7 @@ impl Reservation {
         if self.covers(page) {
             mapping.zero(page);
         } else if self.by_file {
+            let _turn = lock(&self.writing);
             return write(mapping, page * PAGE_SIZE as u64, std::iter::once(&[0; PAGE_SIZE][..]));
         }
         // What else was never covered is a hole, and reads as zero already.
