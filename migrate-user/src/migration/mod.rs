@@ -39,6 +39,16 @@ use crate::{
     vmm::VmmError,
 };
 
+fn convergence_hint(way_ms: f64, limit_ms: u64) -> String {
+    if way_ms < limit_ms as f64 {
+        return "allow --auto-converge, raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
+            .into();
+    }
+    format!(
+        "pages, state and commit are on their way between the hosts for {way_ms:.0} ms: raise --downtime-limit"
+    )
+}
+
 impl MigrationError {
     /// For something that came instead of what was awaited, by its name.
     pub fn unexpected(got: &str, awaited: &'static str) -> Self {
@@ -58,7 +68,7 @@ pub enum MigrationError {
     /// The guest writes faster than the network carries.
     #[error(
         "it does not converge: after {rounds} rounds {remaining_mib:.1} MiB are left, which takes {predicted_ms:.0} ms, more than the \
-         {limit_ms} ms allowed; allow --auto-converge, raise --downtime-limit or --bandwidth, or migrate when the guest is quieter"
+         {limit_ms} ms allowed; {}", convergence_hint(*.way_ms, *.limit_ms)
     )]
     NotConverging {
         /// Rounds tried.
@@ -67,6 +77,8 @@ pub enum MigrationError {
         remaining_mib: f64,
         /// Predicted blackout, ms.
         predicted_ms: f64,
+        /// What of it is the way between the hosts, ms.
+        way_ms: f64,
         /// Allowed, ms.
         limit_ms: u64,
     },

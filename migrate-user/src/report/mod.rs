@@ -224,7 +224,7 @@ pub struct Round {
     pub unchanged_pages: u64,
     /// Time it took, ms.
     pub duration_ms: f64,
-    /// Pages the guest wrote meanwhile.
+    /// Pages the guest wrote meanwhile, less those that were sent as it had written them.
     pub dirtied_pages: u64,
     /// Frames that did not arrive; their pages count as dirty.
     pub lost_frames: u64,

@@ -25,7 +25,7 @@ pub struct RoundFigures {
     pub bytes: u64,
     /// Time it took, scan included.
     pub duration: Duration,
-    /// Pages that the guest wrote meanwhile.
+    /// Pages that the guest wrote meanwhile, less those that were sent as it had written them.
     pub dirtied: u64,
     /// Pages to look at in the next: those written and those lost.
     pub remaining: u64,
@@ -170,7 +170,7 @@ impl Estimate {
         Some(self.limit.map_or(measured, |limit| measured.min(limit as f64)))
     }
 
-    /// Pages per second that the guest writes; 0 before the first round.
+    /// Pages per second that the guest writes and that have to be sent again; 0 before the first round.
     pub fn dirty_rate(&self) -> f64 {
         self.dirty_rate.unwrap_or(0.0)
     }

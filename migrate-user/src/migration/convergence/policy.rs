@@ -189,7 +189,10 @@ impl Policy {
                 TimeoutAction::Throttle => self.may_throttle = true,
             }
         }
+        // What is on its way for longer than is allowed gets there no sooner from a guest that rests.
+        let in_reach = round.way < self.wanted.downtime_limit;
         if stalled
+            && in_reach
             && self.may_throttle
             && let Some(stronger) = self.throttle.stronger()
         {

@@ -370,4 +370,17 @@ fn a_long_way_is_part_of_the_blackout() {
     };
     assert_eq!(judged(ms(375)).expected, judged(ms(0)).expected + ms(375));
     assert!(judged(ms(375)).at_most > ms(300), "it does not fit the limit");
+
+    // A guest that writes as much as is sent is throttled, unless the way alone is longer than what is allowed.
+    let decided = |way| {
+        let mut policy = Policy::new(flat_out().auto_converge().wanted);
+        let round = RoundFigures { way, ..STANDSTILL };
+        let decisions: Vec<Decision> =
+            (1..=60).map(|second| policy.after(&round, Duration::from_secs(second)).decision).collect();
+        decisions
+    };
+    let throttles = |decision: &Decision| matches!(decision, Decision::Throttle(_));
+    assert!(decided(ms(299)).iter().any(throttles));
+    let far = decided(ms(300));
+    assert!(!far.iter().any(throttles) && far.contains(&Decision::GiveUp), "{far:?}");
 }

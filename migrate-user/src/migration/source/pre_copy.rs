@@ -129,6 +129,7 @@ impl<V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigration<'_
                     rounds: self.record.snapshot().rounds.len() as u32,
                     remaining_mib: (round.remaining * PAGE_SIZE as u64) as f64 / (1 << 20) as f64,
                     predicted_ms: judgement.blackout.at_most.as_secs_f64() * 1e3,
+                    way_ms: round.way.as_secs_f64() * 1e3,
                     limit_ms: limit.as_millis() as u64,
                 })
             }
