@@ -124,7 +124,8 @@ fn flat_out_guest_moves_only_under_a_throttle() {
 fn throttle_is_lifted_whatever_ends_the_migration() {
     let Some(scenario) = scenario("throttle_is_lifted_whatever_ends_the_migration") else { return };
     let a = &scenario.lab.a;
-    let options = [BANDWIDTH.as_slice(), &["--auto-converge", "--downtime-limit", "1"]].concat();
+    // Less than a handover takes, and more than a word takes to the other host and back.
+    let options = [BANDWIDTH.as_slice(), &["--auto-converge", "--downtime-limit", "5"]].concat();
     drop(scenario.begin(Side::A, &options).unwrap());
     wait_throttled(&scenario);
     let output = a.xferry(&["cancel"], LIMIT).unwrap();

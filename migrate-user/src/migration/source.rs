@@ -180,7 +180,7 @@ pub struct SourceMigration<'a, V, M, H: SourceHost, C> {
     stream: Option<H::Stream>,
     findings: Vec<Finding>,
     epoch: u32,
-    /// How long a word to the destination and its answer take.
+    /// How long a word to the destination and its answer take: the least of what was seen, which is no less.
     words: Duration,
     stopped_at: Option<Instant>,
     /// Pages that existed when tracking began, until they are sent.
@@ -397,8 +397,11 @@ impl<'a, V: SourceVm, M: SourceMemory, H: SourceHost, C: Channel> SourceMigratio
         self.record.progress().store(0, std::sync::atomic::Ordering::Relaxed);
         let sent = self.send_pages(epoch, pages, !last && !self.plan.quiesced).await?;
         let transit_us = u64::try_from(sent.transit.as_micros()).unwrap_or(u64::MAX);
+        let begun = Instant::now();
         self.say(Message::RoundEnd { epoch, frames: sent.frames.clone(), last, transit_us }).await?;
-        match self.hear("which frames arrived", self.plan.limits.round).await? {
+        let answer = self.hear("which frames arrived", self.plan.limits.round).await?;
+        self.words = self.words.min(begun.elapsed());
+        match answer {
             Message::RoundClosed { epoch: closed, losses, queues } if closed == epoch => {
                 let lost = losses.iter().map(LaneLosses::frames).sum();
                 self.record
