@@ -4,14 +4,19 @@
 //! find its sources, and bpf-linker's LLVM must not be older than the compiler's. Two kinds of machine can:
 //! one with rustup's nightly and its `rust-src` component, and a Debian one with `rustc-web` and
 //! `rust-web-src`. What is there is taken; what is missing is named.
+//!
+//! Every profile of the outer build, clippy, and the fuzz targets run this script each for itself. So that they need not build `core`
+//! again each time, `XFERRY_BPF_TARGET_DIR` may name one target directory for all of them, as `cargo xtask` does.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Names the target directory that several builds share.
+const SHARED: &str = "XFERRY_BPF_TARGET_DIR";
 
 fn main() {
     if let Err(problem) = build() {
@@ -28,7 +33,8 @@ fn build() -> Result<(), String> {
     }
     println!("cargo:rerun-if-changed=build.rs");
 
-    let target_dir = PathBuf::from(variable("OUT_DIR")?).join("bpf");
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let target_dir = env::var_os(SHARED).map_or_else(|| out_dir.join("bpf"), PathBuf::from);
     let mut cargo = toolchain()?;
     cargo
         .current_dir(workspace)
@@ -49,7 +55,10 @@ fn build() -> Result<(), String> {
             "the compiler failed, see above; `cargo xtask setup` installs a toolchain that works".into()
         );
     }
-    let object = target_dir.join(TARGET).join("release/xferry-xdp");
+    let built = target_dir.join(TARGET).join("release/xferry-xdp");
+    let object = out_dir.join("xferry-xdp");
+    fs::copy(&built, &object)
+        .map_err(|error| format!("{} cannot be copied to {}: {error}", built.display(), object.display()))?;
     println!("cargo:rustc-env=XFERRY_XDP_OBJECT={}", object.display());
     Ok(())
 }

@@ -16,7 +16,8 @@ pub fn root() -> PathBuf {
 /// A cargo command in the workspace.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
+    // The XDP program is the same in every build: built once for all of them.
+    command.current_dir(root()).env("XFERRY_BPF_TARGET_DIR", target_dir().join("bpf"));
     command
 }
 
