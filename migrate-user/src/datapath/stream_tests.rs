@@ -137,10 +137,10 @@ fn protection(seed: u64) -> Protection {
     }
 }
 
-fn ram(pages: u64) -> Mapping {
+fn ram(pages: u64, huge: bool) -> Mapping {
     let file = File::from(memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap());
     file.set_len(pages * PAGE_SIZE as u64).unwrap();
-    Mapping::new(file, "test".into(), Access::Write).unwrap()
+    Mapping::new(file, "test".into(), Access::Write).unwrap().as_if_huge(huge)
 }
 
 struct Stream {
@@ -165,6 +165,18 @@ impl Stream {
     }
 
     fn packing(backends: &[u64], mtu: usize, faults: Faults, seed: u64, packings: Packings) -> Self {
+        Self::between(backends, [false; 2], mtu, faults, seed, packings)
+    }
+
+    /// `huge` tells whether memory at the source and at the destination is of huge pages.
+    fn between(
+        backends: &[u64],
+        huge: [bool; 2],
+        mtu: usize,
+        faults: Faults,
+        seed: u64,
+        packings: Packings,
+    ) -> Self {
         let layout = RamLayout::new(
             backends
                 .iter()
@@ -173,7 +185,7 @@ impl Stream {
                 .collect(),
         );
         let frames = FrameLayout::new(mtu, false, false).unwrap();
-        let mappings: Vec<Mapping> = backends.iter().map(|&pages| ram(pages)).collect();
+        let mappings: Vec<Mapping> = backends.iter().map(|&pages| ram(pages, huge[1])).collect();
         let reservations = mappings.iter().map(|m| Reservation::clear(m).unwrap()).collect();
         let feedback = Loop::default();
         let inbound = Inbound::new(InboundSpec {
@@ -215,7 +227,7 @@ impl Stream {
         Self {
             sent: AtomicPageSet::new(layout.pages()),
             hashes: None,
-            source: backends.iter().map(|&pages| ram(pages)).collect(),
+            source: backends.iter().map(|&pages| ram(pages, huge[0])).collect(),
             layout,
             inbound,
             receiver,
@@ -325,6 +337,20 @@ fn a_clean_wire_delivers_everything_at_every_frame_size() {
         (0..137).filter(|page| page % 3 != 0).for_each(|page| stream.write(page, page as u8));
         assert!(stream.round(&stream.set(0..137)).is_empty(), "MTU {mtu}");
         stream.assert_equal();
+    }
+}
+
+#[test]
+fn pages_of_huge_pages_arrive_by_every_cipher_at_every_frame_size() {
+    for seed in 0..4 {
+        for mtu in [1500, 9000, 65535] {
+            let mut stream =
+                Stream::between(&[100, 37], [true; 2], mtu, Faults::default(), seed, Packings::Never);
+            (0..137).filter(|page| page % 23 != 0).for_each(|page| stream.write(page, page as u8));
+            assert!(stream.round(&stream.set((0..137).filter(|page| page % 29 != 5))).is_empty());
+            assert!(stream.round(&stream.set((0..137).filter(|page| page % 29 == 5))).is_empty());
+            stream.assert_equal();
+        }
     }
 }
 
@@ -560,6 +586,7 @@ proptest! {
         lose in 0u8..30, duplicate in 0u8..20, swap in 0u8..30, corrupt in 0u8..20,
         seed: u64,
         hashes: bool,
+        huge: [bool; 2],
         packing in 0usize..3,
         mtu in prop_oneof![Just(1500usize), Just(9000), Just(65535)],
         writes in proptest::collection::vec((0u64..130, 0u8..4), 0..120),
@@ -570,7 +597,7 @@ proptest! {
             _ => Packings::Always(Method::Zstd),
         };
         let faults = Faults { lose, duplicate, swap, corrupt };
-        let mut stream = Stream::packing(&[90, 40], mtu, faults, seed, packings);
+        let mut stream = Stream::between(&[90, 40], huge, mtu, faults, seed, packings);
         stream.hashes = hashes.then(|| SentHashes::new(&stream.layout, 0..2));
         let write = |stream: &Stream, page: u64, value: u8| match page % 3 {
             0 => stream.write(page, value),

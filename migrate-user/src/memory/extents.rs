@@ -56,7 +56,7 @@ pub fn data_extents(file: &File, path: &Path) -> Result<Vec<Extent>, MemoryError
 pub fn data_chunks(mapping: &Mapping, chunk: u64) -> Result<Vec<(u64, u64)>, MemoryError> {
     let (file, path) = (mapping.file(), mapping.path());
     let mut ranges: Vec<(u64, u64)> = Vec::new();
-    if mapping.is_huge() {
+    if mapping.is_hugetlbfs() {
         let extents = filled_extents(file, path, mapping.unit())?.into_iter();
         return Ok(extents.map(|extent| (extent.start / chunk, extent.end.div_ceil(chunk))).collect());
     }
@@ -112,7 +112,7 @@ pub fn existing_pages(layout: &RamLayout, mappings: &[Mapping]) -> Result<PageSe
     for (index, mapping) in mappings.iter().enumerate() {
         let first = layout.first_page(index);
         let limit = layout.first_page(index + 1);
-        let extents = match mapping.is_huge() {
+        let extents = match mapping.is_hugetlbfs() {
             true => filled_extents(mapping.file(), mapping.path(), mapping.unit())?,
             false => data_extents(mapping.file(), mapping.path())?,
         };

@@ -15,6 +15,8 @@ use crate::checksum::Crc32c;
 
 /// `f_type` of hugetlbfs in statfs(2): `HUGETLBFS_MAGIC` of `include/uapi/linux/magic.h`.
 pub const HUGETLBFS: i64 = 0x9584_58f6;
+/// The same of tmpfs: `TMPFS_MAGIC`.
+const TMPFS: i64 = 0x0102_1994;
 
 /// What a mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +29,18 @@ pub enum Access {
 
 /// One memory backend's file, mapped shared.
 ///
-/// The bytes are never lent out as slices: the VMM's process writes to them at any time. They are copied in
-/// and out, or summed up in here; a torn copy is harmless, since the write that tore it marks the page dirty again.
+/// The VMM's process writes to the bytes at any time. So they are copied in and out, or lent to what takes any bytes for any
+/// bytes; a torn copy is harmless, since the write that tore it marks the page dirty again.
 ///
 /// Copies of 4 KiB pages are read from the file, not from the mapping: the kernel copies in one pass what it would otherwise enter into
-/// this process's page table first, page by page, and take out of it at the end (docs/performance.md). Huge pages cost one entry
-/// for 512 of them, and are read where they are mapped.
+/// this process's page table first, page by page, and take out of it at the end (docs/performance.md). Huge pages, of hugetlbfs or of
+/// tmpfs, cost one entry for 512 of them, and are read where they are mapped.
 pub struct Mapping {
     start: NonNull<u8>,
     pages: u64,
-    block: u64,
+    /// [`unit`](Self::unit).
+    unit: u64,
+    huge: bool,
     access: Access,
     path: PathBuf,
     file: File,
@@ -59,7 +63,10 @@ impl Mapping {
         };
         let metadata = file.metadata().map_err(failed("read the size of"))?;
         let len = metadata.len();
-        let block = if is_hugetlbfs(&file) { metadata.blksize() } else { PAGE_SIZE as u64 };
+        let kind = file_system(&file);
+        // Both tell the size of their pages so: `init_hugetlbfs_fs`, fs/hugetlbfs/inode.c, and `shmem_getattr`, mm/shmem.c.
+        let huge = [HUGETLBFS, TMPFS].contains(&kind) && metadata.blksize() > PAGE_SIZE as u64;
+        let unit = if kind == HUGETLBFS { metadata.blksize() } else { PAGE_SIZE as u64 };
         let pages = len / PAGE_SIZE as u64;
         let protection = match access {
             Access::Read => ProtFlags::READ,
@@ -80,7 +87,7 @@ impl Mapping {
         .map_err(|errno| failed("map")(errno.into()))?;
         let start = NonNull::new(start.cast())
             .ok_or_else(|| failed("map")(std::io::ErrorKind::OutOfMemory.into()))?;
-        Ok(Self { start, pages, block, access, path, file })
+        Ok(Self { start, pages, unit, huge, access, path, file })
     }
 
     /// Number of pages.
@@ -91,12 +98,17 @@ impl Mapping {
     /// Unit in which the kernel finds the file's memory dirty, bytes: the huge page of hugetlbfs (`hugetlbfs_get_inode` in
     /// `fs/hugetlbfs/inode.c`), else 4 KiB: protecting huge pages of tmpfs splits their mappings (`pgtable_split_needed`, `mm/mprotect.c`).
     pub fn unit(&self) -> u64 {
-        self.block
+        self.unit
     }
 
     /// Whether that is more than a page: RAM on hugetlbfs.
+    pub fn is_hugetlbfs(&self) -> bool {
+        self.unit > PAGE_SIZE as u64
+    }
+
+    /// Whether memory comes in huge pages, from hugetlbfs, or from tmpfs mounted with `huge=`, as far as there are any.
     pub fn is_huge(&self) -> bool {
-        self.unit() > PAGE_SIZE as u64
+        self.huge
     }
 
     /// The file's path, for messages; the file itself may have been unlinked.
@@ -109,6 +121,14 @@ impl Mapping {
         &self.file
     }
 
+    /// The same mapping, taken for one of huge pages: they cannot be had without privilege.
+    #[cfg(test)]
+    pub(crate) fn as_if_huge(self, huge: bool) -> Self {
+        let mut mapping = self;
+        mapping.huge = huge;
+        mapping
+    }
+
     fn at(&self, page: u64, offset: usize, len: usize) -> NonNull<u8> {
         let room = self.pages.checked_sub(page).map_or(0, |pages| pages as usize * PAGE_SIZE);
         assert!(offset.checked_add(len).is_some_and(|end| end <= room), "page {page} of {}", self.pages);
@@ -116,8 +136,8 @@ impl Mapping {
         unsafe { self.start.add(page as usize * PAGE_SIZE + offset) }
     }
 
-    /// Copies bytes out, from `offset` of a page on; they may reach into the pages behind it. Reading a hole of hugetlbfs
-    /// allocates it: read only pages that exist.
+    /// Copies bytes out, from `offset` of a page on; they may reach into the pages behind it. Reading a hole of a file in
+    /// huge pages allocates it: read only pages that exist.
     ///
     /// # Errors
     /// What `pread` says, and when the file has become shorter since it was mapped.
@@ -143,7 +163,7 @@ impl Mapping {
     /// # Panics
     /// As [`read`](Self::read).
     pub fn is_zero(&self, page: u64) -> bool {
-        is_zero(self.looked_at(page))
+        is_zero(self.looked_at(page, 1))
     }
 
     /// Goes on with `sum` over a page. While the guest writes the page, the sum may be of content that never was.
@@ -151,15 +171,24 @@ impl Mapping {
     /// # Panics
     /// As [`read`](Self::read).
     pub(crate) fn checksum(&self, page: u64, sum: &mut Crc32c) {
-        sum.update(self.looked_at(page));
+        sum.update(self.looked_at(page, 1));
     }
 
-    /// A page's bytes, for functions whose result depends on them and nothing else: they may change between two looks.
-    fn looked_at(&self, page: u64) -> &[u8; PAGE_SIZE] {
-        let from = self.at(page, 0, PAGE_SIZE);
+    /// Lends `pages` pages from `page` on to `user`, which looks at every byte once and takes it for whatever it is then: a cipher. As with
+    /// [`read`](Self::read), a hole is filled by it.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read).
+    pub(crate) fn lend<T>(&self, page: u64, pages: usize, user: impl FnOnce(&[u8]) -> T) -> T {
+        user(self.looked_at(page, pages))
+    }
+
+    /// The bytes of pages, for functions whose result depends on them and nothing else: they may change between two looks.
+    fn looked_at(&self, page: u64, pages: usize) -> &[u8] {
+        let from = self.at(page, 0, pages * PAGE_SIZE);
         // SAFETY: in bounds, mapped as long as self. Other processes may write to it; this one does not while it reads
-        // (only receivers write, into a mapping of their own), and both users above take any bytes for any bytes.
-        unsafe { from.cast().as_ref() }
+        // (only receivers write, into a mapping of their own), and all users above take any bytes for any bytes.
+        unsafe { std::slice::from_raw_parts(from.as_ptr(), pages * PAGE_SIZE) }
     }
 
     /// Copies bytes in, from `offset` of a page on; they may reach into the pages behind it.
@@ -209,10 +238,11 @@ impl Mapping {
     }
 }
 
-fn is_hugetlbfs(file: &File) -> bool {
+/// `f_type` in statfs(2); 0, which is nobody's, when that fails.
+fn file_system(file: &File) -> i64 {
     // `f_type` has another width on other architectures.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "see above")]
-    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type as i64 == HUGETLBFS)
+    rustix::fs::fstatfs(file).map_or(0, |system| system.f_type as i64)
 }
 
 impl Drop for Mapping {

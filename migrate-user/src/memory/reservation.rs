@@ -28,8 +28,8 @@ const PIECES: usize = 18;
 /// file's (`pwritev`), which fails cleanly. Or a chunk is **covered** first: allocated by `fallocate`, which fails cleanly too, and
 /// faulted in. Then placing is a copy and no more; in all it costs more, because every page is looked up once more, mapped, and
 /// taken out of the page table at the end (docs/performance.md). To allocate and not to map is no gain: allocating and
-/// writing take turns (`inode_lock` in `shmem_fallocate` and `shmem_file_write_iter`, mm/shmem.c). hugetlbfs knows no writing:
-/// there every chunk is covered.
+/// writing take turns (`inode_lock` in `shmem_fallocate` and `shmem_file_write_iter`, mm/shmem.c). In huge pages, where one look-up and one
+/// entry are for 512 pages, covering costs least, and hugetlbfs knows no writing: there every chunk is covered.
 pub struct Reservation {
     chunks: Vec<AtomicU64>,
     /// Whether pages may be written to the file.

@@ -79,7 +79,7 @@ impl GuestMemory {
 
     /// Room for hashes of what is sent, where a backend is tracked by pages of more than 4 KiB; else none.
     pub(super) fn hashes(&self) -> Option<SentHashes> {
-        let huge = |index: &usize| self.mappings[*index].is_huge();
+        let huge = |index: &usize| self.mappings[*index].is_hugetlbfs();
         let backends: Vec<usize> = (0..self.mappings.len()).filter(huge).collect();
         (!backends.is_empty()).then(|| SentHashes::new(&self.layout, backends.into_iter()))
     }

@@ -1,9 +1,9 @@
 //! The sending side: what completes a frame.
 
 use aws_lc_rs::aead::{Aad, Nonce};
-use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN, TAG_LEN};
+use migrate_common::wire::{CHECKSUM_OFFSET, FrameHeader, Guard, HEADER_LEN};
 
-use super::{PageKey, Protection};
+use super::{Cipher, Protection};
 use crate::{
     checksum::{Crc32c, crc32c},
     datapath::path::FramePath,
@@ -40,7 +40,43 @@ impl Sealer {
         &mut self,
         buffer: &mut [u8],
         path: &FramePath,
+        header: FrameHeader,
+    ) -> Result<usize, NonceReused> {
+        self.finish(buffer, path, header, None)
+    }
+
+    /// The same of a frame whose payload lies elsewhere: only its descriptors are in `buffer`. Whoever holds `payload` may change it
+    /// meanwhile: what is sealed is what each byte was at one moment.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn complete_with(
+        &mut self,
+        buffer: &mut [u8],
+        path: &FramePath,
+        header: FrameHeader,
+        payload: &[u8],
+    ) -> Result<usize, NonceReused> {
+        if self.seals_over() {
+            return self.finish(buffer, path, header, Some(payload));
+        }
+        let at = path.len() + HEADER_LEN + header.body_len() - payload.len();
+        buffer[at..at + payload.len()].copy_from_slice(payload);
+        self.finish(buffer, path, header, None)
+    }
+
+    /// Whether a payload elsewhere is encrypted from where it lies. The library does that as fast for AES alone.
+    fn seals_over(&self) -> bool {
+        matches!(&self.protection, Protection::Sealed(key) if key.cipher() != Cipher::ChaCha20Poly1305)
+    }
+
+    /// Completes a frame of which all is in `buffer`, or all but its `payload`, which is to be encrypted.
+    fn finish(
+        &mut self,
+        buffer: &mut [u8],
+        path: &FramePath,
         mut header: FrameHeader,
+        payload: Option<&[u8]>,
     ) -> Result<usize, NonceReused> {
         header.guard = self.protection.guard();
         header.checksum = 0;
@@ -62,9 +98,13 @@ impl Sealer {
                     return Err(reused);
                 }
                 self.last = Some((epoch, sequence));
-                let (body, tag) = frame[HEADER_LEN..].split_at_mut(header.body_len());
+                let payload = payload.unwrap_or_default();
+                let (body, rest) = frame[HEADER_LEN..].split_at_mut(header.body_len() - payload.len());
+                let nonce = Nonce::assume_unique_for_key(nonce(&header));
                 // The library refuses only bodies of gigabytes.
-                tag.copy_from_slice(&seal(key, &header, &head, body).ok_or(reused)?);
+                key.key
+                    .seal_in_place_scatter(nonce, Aad::from(&head), body, payload, rest)
+                    .map_err(|_| reused)?;
             }
         }
         Ok(end)
@@ -92,17 +132,6 @@ pub fn complete_apart(
     payload(&mut sum);
     frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&sum.value().to_le_bytes());
     end
-}
-
-fn seal(
-    key: &PageKey,
-    header: &FrameHeader,
-    head: &[u8; HEADER_LEN],
-    body: &mut [u8],
-) -> Option<[u8; TAG_LEN]> {
-    let nonce = Nonce::assume_unique_for_key(nonce(header));
-    let tag = key.key.seal_in_place_separate_tag(nonce, Aad::from(head), body).ok()?;
-    tag.as_ref().try_into().ok()
 }
 
 /// A frame's own number under the key of its migration: lane (2 bytes), kind (1), 0, epoch (4), sequence (4), all

@@ -60,6 +60,27 @@ fn frame(protection: Protection, ipv6: bool, payload: &[u8]) -> Vec<u8> {
     buffer
 }
 
+#[test]
+fn a_payload_elsewhere_makes_the_same_frame() {
+    let payload: Vec<u8> = (0..9000).map(|at| (at / 7) as u8).collect();
+    for how in 0..4 {
+        for len in [0, 1, 15, 16, 17, 4096, 8192, 9000] {
+            let (path, payload) = (path(false), &payload[..len]);
+            let whole = frame(protection(how), false, payload);
+            let descriptor =
+                PageDescriptor::Data { backend: 0, page: 5, offset: 0, length: payload.len() as u16 };
+            // Old content, as in a buffer that is used again.
+            let mut buffer = vec![0xa5; path.len() + HEADER_LEN + DESCRIPTOR_LEN + len + TAG_LEN];
+            let at = path.len() + HEADER_LEN;
+            buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+            let made = Sealer::new(protection(how))
+                .complete_with(&mut buffer, &path, header(4, payload), payload)
+                .unwrap();
+            assert!(buffer[..made] == whole, "{how}, {len} bytes");
+        }
+    }
+}
+
 /// What is made of a frame in `pieces`: its payload, if it is believed.
 fn opened(protection: Protection, pieces: &[&[u8]]) -> Option<Vec<u8>> {
     let packet = Packet::new(pieces);

@@ -1,4 +1,4 @@
-//! Pages of a round, read some at a time before they are made into frames.
+//! Pages of a round, read some at a time: into the frame that takes them, or before they are made into frames.
 
 use std::iter::Peekable;
 
@@ -7,9 +7,11 @@ use migrate_common::PAGE_SIZE;
 use super::Pages;
 use crate::memory::{BackendPage, MemoryError};
 
-/// Pages read at once, at most. With as many the kernel's cost of a call is small beside that of copying, and they are still
-/// in the cache when they are made into frames.
+/// Pages read at once, at most, ahead of their frames. With as many the kernel's cost of a call is small beside that of copying, and
+/// they are still in the cache when they are made into frames.
 const AT_ONCE: usize = 16;
+/// Pages that are read to where they are wanted: to read more at once spares less than copying them once more costs.
+const ENOUGH: usize = 8;
 
 /// A page as it was read.
 pub(super) struct ReadPage<'a> {
@@ -69,27 +71,153 @@ impl<I: Iterator<Item = u64>> Ahead<I> {
         Ok(Some(ReadPage { number, place, content }))
     }
 
-    /// Reads the next pages; those that follow each other by one call.
+    /// Takes the next `count` pages without their content when they follow each other in memory of huge pages, and none of them is
+    /// zero: then they may be sent from where they lie. Returns the first. Else `None`, and what was looked at comes next.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(super) fn take_run(
+        &mut self,
+        pages: &Pages<'_>,
+        count: usize,
+    ) -> Result<Option<(u64, BackendPage)>, MemoryError> {
+        let Some(&first) = self.numbers.peek().filter(|_| self.next == self.read.len() && count <= AT_ONCE)
+        else {
+            return Ok(None);
+        };
+        let start = pages.layout.locate(first);
+        let mapping = &pages.mappings[usize::from(start.backend)];
+        if !mapping.is_huge() {
+            return Ok(None);
+        }
+        self.read.clear();
+        self.next = 0;
+        let next = self.numbers.by_ref().take(count);
+        self.read.extend(next.map(|number| (number, pages.layout.locate(number))));
+        let follows = |(index, &(_, place)): (usize, &(u64, BackendPage))| {
+            place == BackendPage { page: start.page + index as u64, ..start } && !mapping.is_zero(place.page)
+        };
+        if self.read.len() == count && self.read.iter().enumerate().all(follows) {
+            self.read.clear();
+            return Ok(Some((first, start)));
+        }
+        for ((_, place), to) in self.read.iter().zip(self.content.chunks_exact_mut(PAGE_SIZE)) {
+            if let Err(error) = pages.mappings[usize::from(place.backend)].read(place.page, 0, to) {
+                self.read.clear();
+                return Err(error);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies the next pages into `to`, as many as it has room for or fewer, and adds them to `taken`: none when there are no more.
+    /// `pages` is the same memory every time.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(super) fn take_into(
+        &mut self,
+        pages: &Pages<'_>,
+        to: &mut [u8],
+        taken: &mut Vec<(u64, BackendPage)>,
+    ) -> Result<(), MemoryError> {
+        if self.next == self.read.len() {
+            let Some(&number) = self.numbers.peek() else { return Ok(()) };
+            let mapping = &pages.mappings[usize::from(pages.layout.locate(number).backend)];
+            if to.len() >= ENOUGH * PAGE_SIZE || mapping.is_huge() {
+                return read(&mut self.numbers, pages, to, taken);
+            }
+        }
+        for to in to.chunks_exact_mut(PAGE_SIZE) {
+            let Some(page) = self.take(pages)? else { break };
+            to.copy_from_slice(page.content);
+            taken.push((page.number, page.place));
+        }
+        Ok(())
+    }
+
+    /// Reads the next pages ahead.
     fn fill(&mut self, pages: &Pages<'_>) -> Result<(), MemoryError> {
         self.read.clear();
         self.next = 0;
-        while self.read.len() < AT_ONCE
-            && let Some(first) = self.numbers.next()
+        read(&mut self.numbers, pages, &mut self.content, &mut self.read)
+    }
+}
+
+/// Copies the pages with the next `numbers` into `to`, as many as it has room for, and adds them to `taken`. Those that follow
+/// each other are read by one call.
+fn read(
+    numbers: &mut Peekable<impl Iterator<Item = u64>>,
+    pages: &Pages<'_>,
+    mut to: &mut [u8],
+    taken: &mut Vec<(u64, BackendPage)>,
+) -> Result<(), MemoryError> {
+    while to.len() >= PAGE_SIZE
+        && let Some(first) = numbers.next()
+    {
+        let start = pages.layout.locate(first);
+        taken.push((first, start));
+        let mut bytes = PAGE_SIZE;
+        while bytes + PAGE_SIZE <= to.len()
+            && let place = (BackendPage { page: start.page + (bytes / PAGE_SIZE) as u64, ..start })
+            && pages.layout.number(place) == numbers.peek().copied()
+            && let Some(number) = numbers.next()
         {
-            let begin = self.read.len();
-            let start = pages.layout.locate(first);
-            self.read.push((first, start));
-            while self.read.len() < AT_ONCE
-                && let offset = (self.read.len() - begin) as u64
-                && let place = (BackendPage { page: start.page + offset, ..start })
-                && pages.layout.number(place) == self.numbers.peek().copied()
-                && let Some(number) = self.numbers.next()
-            {
-                self.read.push((number, place));
-            }
-            let to = &mut self.content[begin * PAGE_SIZE..self.read.len() * PAGE_SIZE];
-            pages.mappings[usize::from(start.backend)].read(start.page, 0, to)?;
+            taken.push((number, place));
+            bytes += PAGE_SIZE;
         }
-        Ok(())
+        let (run, rest) = to.split_at_mut(bytes);
+        pages.mappings[usize::from(start.backend)].read(start.page, 0, run)?;
+        to = rest;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Access, AtomicPageSet, Backend, Mapping, RamLayout};
+
+    #[test]
+    fn only_full_runs_of_huge_pages_without_zeros_go_from_where_they_lie() {
+        let sizes = [20u64, 12];
+        let layout = RamLayout::new(
+            sizes.map(|pages| Backend { id: "ram".into(), size: pages * PAGE_SIZE as u64 }).into(),
+        );
+        for huge in [true, false] {
+            let mappings = sizes.map(|pages| {
+                let file = tempfile::tempfile_in("/dev/shm").unwrap();
+                file.set_len(pages * PAGE_SIZE as u64).unwrap();
+                Mapping::new(file, "ram of a test".into(), Access::Write).unwrap().as_if_huge(huge)
+            });
+            for number in (0..32).filter(|&number| number != 9) {
+                let place = layout.locate(number);
+                mappings[usize::from(place.backend)].write(place.page, 0, &[number as u8 + 1; PAGE_SIZE]);
+            }
+            let sent = AtomicPageSet::new(32);
+            let pages = Pages { layout: &layout, mappings: &mappings, sent: &sent, hashes: None };
+            // 9 is zero, 14 is not of the round, and the second backend begins with 20.
+            let mut source = Ahead::new((0..32).filter(|&number| number != 14));
+            let (mut runs, mut came) = (Vec::new(), Vec::new());
+            while !source.is_empty() {
+                if let Some((first, place)) = source.take_run(&pages, 4).unwrap() {
+                    assert_eq!(place, layout.locate(first));
+                    runs.push(first);
+                    came.extend(first..first + 4);
+                    continue;
+                }
+                let (mut to, mut taken) = ([0; 4 * PAGE_SIZE], Vec::new());
+                source.take_into(&pages, &mut to, &mut taken).unwrap();
+                for (&(number, place), content) in taken.iter().zip(to.chunks(PAGE_SIZE)) {
+                    let expected = if number == 9 { 0 } else { number as u8 + 1 };
+                    assert!(content.iter().all(|&byte| byte == expected), "{number}");
+                    assert_eq!(place, layout.locate(number));
+                    came.push(number);
+                }
+            }
+            assert!(came.iter().copied().eq((0..32).filter(|&number| number != 14)), "{came:?}");
+            // 8 to 11 hold a zero page, 12 to 16 have a gap, 17 to 20 are in two backends, and 29 to 31 are too few.
+            assert_eq!(runs, if huge { &[0, 4, 21, 25][..] } else { &[] });
+        }
     }
 }

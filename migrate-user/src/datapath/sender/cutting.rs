@@ -2,10 +2,10 @@
 
 use migrate_common::{
     PAGE_SIZE,
-    wire::{DESCRIPTOR_LEN, HEADER_LEN, PageDescriptor},
+    wire::{DESCRIPTOR_LEN, FrameKind, HEADER_LEN, PageDescriptor},
 };
 
-use super::{LaneSender, SendError, ahead::Ahead, packed::whole, round::Round};
+use super::{FrameNumber, LaneSender, SendError, ahead::Ahead, packed::whole, round::Round};
 use crate::{
     datapath::{feedback::FeedbackRx, sink::FrameSink},
     memory::BackendPage,
@@ -54,6 +54,41 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             self.packs.sample(codec, &sample);
         }
         Ok(())
+    }
+
+    /// One full frame of pages that are encrypted from where they lie. `false`, and nothing is done, where the next pages are not like
+    /// that.
+    pub(super) fn mapped_pages(
+        &mut self,
+        round: &mut Round<'_>,
+        source: &mut Ahead<impl Iterator<Item = u64>>,
+    ) -> Result<bool, SendError> {
+        // A hash must be of the bytes that are sent, and a sample is of a copy.
+        if round.pages.hashes.is_some() || self.packs.auto.wants_sample().is_some() {
+            return Ok(false);
+        }
+        let capacity = self.config.frames.pages_per_frame;
+        let Some((first, start)) = source.take_run(&round.pages, capacity)? else { return Ok(false) };
+        let mapping = &round.pages.mappings[usize::from(start.backend)];
+        let descriptors_at = self.config.path.len() + HEADER_LEN;
+        self.wait_for_room(round)?;
+        let number =
+            FrameNumber { kind: FrameKind::Pages, epoch: round.epoch, sequence: round.result.frames };
+        let len = self.queue(round.stop, number, |sealer, path, mut header, buffer| {
+            for index in 0..capacity {
+                let place = BackendPage { page: start.page + index as u64, ..start };
+                let at = descriptors_at + index * DESCRIPTOR_LEN;
+                buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
+                round.note(first + index as u64, place, false);
+            }
+            round.span(true, first);
+            round.span(false, first + capacity as u64 - 1);
+            header.descriptors = capacity as u16;
+            header.payload = (capacity * PAGE_SIZE) as u32;
+            mapping.lend(start.page, capacity, |pages| sealer.complete_with(buffer, path, header, pages))
+        })?;
+        self.sent(round, len)?;
+        Ok(true)
     }
 
     /// One page in as many frames as it takes.

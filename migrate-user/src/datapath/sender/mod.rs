@@ -150,7 +150,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
             if let Some(method) = self.packs.auto.method() {
                 self.packed_pages(&mut round, &mut source, method)?;
             } else if self.config.frames.frames_per_page == 1 {
-                if !self.direct_pages(&mut round, &mut source)? {
+                if !self.direct_pages(&mut round, &mut source)?
+                    && !self.mapped_pages(&mut round, &mut source)?
+                {
                     self.whole_pages(&mut round, &mut source)?;
                 }
             } else {
@@ -201,10 +203,10 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         for _ in 0..count {
             let number = FrameNumber { kind: FrameKind::Probe, epoch: 0, sequence: self.probes };
             self.probes += 1;
-            self.queue(stop, number, |header, buffer| {
+            self.queue(stop, number, |sealer, path, mut header, buffer| {
                 buffer[body_at..body_at + payload].fill(0);
                 header.payload = payload as u32;
-                true
+                sealer.complete(buffer, path, header)
             })?;
         }
         while self.sink.flush()? > 0 {
@@ -224,9 +226,9 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         let stop = round.stop;
         let number =
             FrameNumber { kind: FrameKind::Pages, epoch: round.epoch, sequence: round.result.frames };
-        let len = self.queue(stop, number, |header, buffer| {
-            fill(round, header, buffer);
-            header.descriptors > 0
+        let len = self.queue(stop, number, |sealer, path, mut header, buffer| {
+            fill(round, &mut header, buffer);
+            if header.descriptors > 0 { sealer.complete(buffer, path, header) } else { Ok(0) }
         })?;
         self.sent(round, len)
     }
@@ -247,23 +249,21 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         Ok(())
     }
 
-    /// Lets `fill` write a frame's body behind the headers, completes the frame and queues it, unless `fill` says that there
-    /// is nothing to send. Returns its length on the wire, bytes.
+    /// Lets `make` write a frame's body behind the headers and complete it, and queues the frame; `make` returns its length, 0 when
+    /// there is nothing to send. Returns its length on the wire, bytes.
     fn queue(
         &mut self,
         stop: &AtomicBool,
         number: FrameNumber,
-        fill: impl FnOnce(&mut FrameHeader, &mut [u8]) -> bool,
+        make: impl FnOnce(&mut Sealer, &FramePath, FrameHeader, &mut [u8]) -> Result<usize, NonceReused>,
     ) -> Result<usize, SendError> {
-        let mut header = self.header(number);
+        let header = self.header(number);
         let (path, sealer) = (&self.config.path, &mut self.sealer);
         let mut completed = Ok(0);
-        let mut fill = Some(fill);
+        let mut make = Some(make);
         while !self.sink.frame(|buffer| {
-            if let Some(fill) = fill.take()
-                && fill(&mut header, buffer)
-            {
-                completed = sealer.complete(buffer, path, header);
+            if let Some(make) = make.take() {
+                completed = make(sealer, path, header, buffer);
             }
             completed.unwrap_or(0)
         })? {

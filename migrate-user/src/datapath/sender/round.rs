@@ -117,18 +117,33 @@ impl<'a> Round<'a> {
         zero_runs: usize,
         taken: &mut Vec<(u64, BackendPage)>,
     ) {
-        for to in to.chunks_exact_mut(PAGE_SIZE) {
-            let page = loop {
-                if self.zero_runs.len() >= zero_runs {
-                    return;
+        let mut room = to;
+        while !room.is_empty() && self.zero_runs.len() < zero_runs {
+            // Each may turn out to be a run.
+            let most = (zero_runs - self.zero_runs.len()).min(room.len() / PAGE_SIZE);
+            let begin = taken.len();
+            if let Err(error) = source.take_into(&self.pages, &mut room[..most * PAGE_SIZE], taken) {
+                self.failure = Some(error);
+                taken.truncate(begin);
+                return;
+            }
+            if taken.len() == begin {
+                return;
+            }
+            let mut kept = begin;
+            for index in begin..taken.len() {
+                let (number, place) = taken[index];
+                let at = (index - begin) * PAGE_SIZE;
+                if self.judge(&ReadPage { number, place, content: &room[at..at + PAGE_SIZE] }) {
+                    if kept < index {
+                        room.copy_within(at..at + PAGE_SIZE, (kept - begin) * PAGE_SIZE);
+                    }
+                    taken[kept] = (number, place);
+                    kept += 1;
                 }
-                let Some(page) = self.read(source) else { return };
-                if self.judge(&page) {
-                    break page;
-                }
-            };
-            to.copy_from_slice(page.content);
-            taken.push((page.number, page.place));
+            }
+            taken.truncate(kept);
+            room = &mut room[(kept - begin) * PAGE_SIZE..];
         }
     }
 
