@@ -16,7 +16,7 @@ use super::{
     worker::{Command, Worker},
 };
 use crate::{
-    datapath::{FrameLayout, FrameSet, FrameSource, Inbound, LaidOut, QueueFigures},
+    datapath::{FrameLayout, FrameSet, FrameSource, Inbound, LaidOut, QueueFigures, reach::with_reach},
     migration::MigrationError,
     network::{AttachMode, DropCount, Nic, Transport},
     preflight::NicFacts,
@@ -350,8 +350,8 @@ fn start<S: FrameSource + 'static>(sources: Vec<S>, nic: &Nic) -> Result<Vec<Wor
 /// Frames that each of `lanes` may have on the way to a NIC of so many queues, where one receiver has room for `room` of them.
 fn window(room: usize, queues: usize, lanes: usize) -> u32 {
     let lanes = lanes.max(1);
-    // All lanes may come to one receiver; an eighth stays free for probes and strays.
-    let room = room * 7 / 8 / lanes;
+    // All lanes may come to one receiver.
+    let room = with_reach(room) / lanes;
     // More lanes than queues share what the path holds: they would overflow it together.
     let path = MAX_WINDOW as usize * queues.clamp(1, lanes) / lanes;
     room.min(path).max(1) as u32
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn all_lanes_fit_one_receiver_and_none_stands_still() {
-        assert_eq!(window(160, 2, 2), 70);
+        assert_eq!(window(160, 2, 2), 46);
         assert_eq!((window(0, 0, 0), window(3, 1, 64)), (1, 1));
     }
 }

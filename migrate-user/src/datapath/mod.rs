@@ -24,7 +24,7 @@ mod pacing;
 mod packing;
 mod path;
 mod protection;
-mod reach;
+pub(crate) mod reach;
 mod receiver;
 mod sender;
 mod sink;

@@ -25,6 +25,8 @@ const KNOWN: u32 = 3;
 pub(super) struct Reach {
     /// There and back, without a queue.
     way: Option<Duration>,
+    /// Whether it is sure that no busy processor made it longer than it is.
+    sure: bool,
     /// Frames a second that came out: the best of late.
     rate: f64,
     /// The rate when it last grew.
@@ -43,9 +45,9 @@ impl Reach {
         (self.begun, self.stretch) = (Some(now), None);
     }
 
-    /// A frame and the word that it came take so long where they meet no queue.
-    pub fn on_way(&mut self, way: Duration) {
-        self.way = Some(way);
+    /// A frame and the word that it came take so long where they meet no queue; whether that is `sure`.
+    pub fn on_way(&mut self, way: Duration, sure: bool) {
+        (self.way, self.sure) = (Some(way), sure);
     }
 
     /// The receiver has got `received` frames of this epoch.
@@ -72,14 +74,21 @@ impl Reach {
         self.flat = KNOWN;
     }
 
-    /// Frames that may be on their way besides those in queues. As many as came out in the time since the epoch began, at
-    /// most: a path that is empty is not filled at once.
-    pub fn frames(&self, now: Instant) -> u32 {
+    /// Frames that may be on their way besides the `window` of those in queues. As many as came out in the time since the epoch began, at
+    /// most: a path that is empty is not filled at once. And half a window, which the receiver keeps free for it
+    /// ([`with_reach`]), where the path may be shorter than it seems.
+    pub fn frames(&self, window: u32, now: Instant) -> u32 {
+        let most = if self.sure { MOST } else { f64::from(window / 2) };
         let beyond = self.way.map_or(Duration::ZERO, |way| way.saturating_sub(SHORT));
         let since = self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
         let share = if self.flat < KNOWN { SEARCHING } else { 1.0 };
-        (self.rate * share * beyond.min(since).as_secs_f64()).min(MOST) as u32
+        (self.rate * share * beyond.min(since).as_secs_f64()).min(most) as u32
     }
+}
+
+/// The window for a receiver with `room` for frames: with half as many beside it, an eighth of the room stays free for probes and strays.
+pub(crate) const fn with_reach(room: usize) -> usize {
+    room * 7 / 8 * 2 / 3
 }
 
 #[cfg(test)]
@@ -139,7 +148,7 @@ mod tests {
                     came.frames += 1;
                     late += u32::from(now > start + time * 3 / 4);
                     if let Some((_, begun)) = timed.take_if(|(timed, _)| *timed <= number) {
-                        window.on_way((now - begun).min(self.delay * 2 + self.frame));
+                        window.on_way((now - begun).min(self.delay * 2 + self.frame), true);
                     }
                     window.on_seen(number, came.frames, now);
                 }
@@ -187,7 +196,7 @@ mod tests {
         let mut reach = Reach::default();
         let start = Instant::now();
         reach.begin(start);
-        reach.on_way(way);
+        reach.on_way(way, true);
         reach.on_received(0, start);
         let end = start + way.max(Duration::from_secs(1));
         reach.on_received(frames, end);
@@ -197,27 +206,33 @@ mod tests {
     #[test]
     fn a_short_path_holds_nothing() {
         let (short, end) = reach(SHORT, 100_000);
-        assert_eq!(short.frames(end), 0);
-        let (longer, end) = reach(SHORT + Duration::from_millis(1), 100_000);
+        assert_eq!(short.frames(240, end), 0);
+        let way = SHORT + Duration::from_millis(1);
+        let (mut longer, end) = reach(way, 100_000);
         assert_eq!(
-            longer.frames(end),
+            longer.frames(240, end),
             150,
             "a millisecond of them, and half as many while it may be growing"
         );
+        // A receiver that was just being woken looks the same.
+        longer.on_way(way, false);
+        assert_eq!(longer.frames(240, end), 120);
+        let room = with_reach(1000) as u32;
+        assert!((800..=875).contains(&(room + room / 2)), "{room}");
     }
 
     #[test]
     fn a_moment_without_frames_is_not_the_path() {
         let (mut reach, end) = reach(SHORT + Duration::from_millis(8), 100_000);
-        assert_eq!(reach.frames(end), 1200);
+        assert_eq!(reach.frames(240, end), 1200);
         let later = end + Duration::from_secs(1);
         reach.on_received(100_000, later);
-        assert_eq!(reach.frames(later), 1050);
+        assert_eq!(reach.frames(240, later), 1050);
     }
 
     #[test]
     fn nothing_is_unbounded() {
         let (reach, end) = reach(Duration::from_secs(3600), u32::MAX);
-        assert_eq!(reach.frames(end), MOST as u32);
+        assert_eq!(reach.frames(240, end), MOST as u32);
     }
 }

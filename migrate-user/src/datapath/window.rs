@@ -80,14 +80,14 @@ impl Window {
         self.in_flight() < self.limit + self.on_path + self.probes
     }
 
-    /// A frame and the word that it came take so long where they meet no queue.
-    pub fn on_way(&mut self, way: Duration) {
-        self.reach.on_way(way);
+    /// A frame and the word that it came take so long where they meet no queue; whether that is `sure`.
+    pub fn on_way(&mut self, way: Duration, sure: bool) {
+        self.reach.on_way(way, sure);
     }
 
     /// Time goes by, and with it frames go from queues onto the path.
     pub fn on_time(&mut self, now: Instant) {
-        self.on_path = self.reach.frames(now);
+        self.on_path = self.reach.frames(self.advertised, now);
     }
 
     /// Frames on their way.
@@ -250,7 +250,7 @@ mod tests {
         let mut window = Window::new(100);
         let start = Instant::now();
         window.begin(start);
-        window.on_way(Duration::from_millis(100));
+        window.on_way(Duration::from_millis(100), true);
         window.on_seen(0, 0, start);
         (0..100).for_each(|_| window.on_sent());
         window.on_seen(100, 100, start + Duration::from_millis(100));

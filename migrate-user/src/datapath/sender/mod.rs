@@ -342,7 +342,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
                 let now = Instant::now();
                 self.transit.on_seen(feedback.seen, now);
                 if let Some(shortest) = self.transit.shortest() {
-                    self.window.on_way(shortest);
+                    self.window.on_way(shortest, self.transit.is_surely_long());
                 }
                 self.window.on_seen(feedback.seen, feedback.received, now);
                 round.heard = round.heard.max(feedback.seen);
