@@ -339,16 +339,7 @@ impl SessionReceiver {
         let queue = (queue as usize).min(inbound.arrivals.queues() - 1);
         let opener = Opener::new(inbound.spec.protection.clone());
         let (unpacker, tally) = (Unpacker::default(), Tally::default());
-        Self {
-            inbound,
-            queue,
-            open: 1,
-            opener,
-            unpacker,
-            lanes: Vec::new(),
-            tally,
-            behind: Behind::default(),
-        }
+        Self { inbound, queue, open: 1, opener, unpacker, lanes: Vec::new(), tally, behind: Behind::new() }
     }
 
     /// Counts a frame that says to be of this migration and does not hold.

@@ -140,7 +140,7 @@ fn protection(seed: u64) -> Protection {
 fn ram(pages: u64, huge: bool) -> Mapping {
     let file = File::from(memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap());
     file.set_len(pages * PAGE_SIZE as u64).unwrap();
-    Mapping::new(file, "test".into(), Access::Write).unwrap().as_if_huge(huge)
+    Mapping::new(file, "test".into(), Access::Write).unwrap().taken_for_huge(huge)
 }
 
 struct Stream {

@@ -10,7 +10,7 @@ use std::{
 use migrate_common::PAGE_SIZE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::{MemoryError, is_zero};
+use super::{MemoryError, copy::past_the_cache, is_zero};
 use crate::checksum::Crc32c;
 
 /// `f_type` of hugetlbfs in statfs(2): `HUGETLBFS_MAGIC` of `include/uapi/linux/magic.h`.
@@ -123,7 +123,7 @@ impl Mapping {
 
     /// The same mapping, taken for one of huge pages: they cannot be had without privilege.
     #[cfg(test)]
-    pub(crate) fn as_if_huge(self, huge: bool) -> Self {
+    pub(crate) fn taken_for_huge(self, huge: bool) -> Self {
         let mut mapping = self;
         mapping.huge = huge;
         mapping
@@ -200,7 +200,7 @@ impl Mapping {
         assert_eq!(self.access, Access::Write);
         let to = self.at(page, offset, from.len());
         // SAFETY: both ranges are valid for from.len() bytes and do not overlap: `from` is not of the mapping.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+        unsafe { past_the_cache(from.as_ptr(), to.as_ptr(), from.len()) };
     }
 
     /// Fills a page with zeros.

@@ -3,6 +3,8 @@
 //! A migration numbers all pages of the guest consecutively over its backends ([`RamLayout`]); sets of pages
 //! are bitmaps over these numbers ([`PageSet`]). Guest-physical addresses play no part.
 
+mod buffer;
+mod copy;
 mod digest;
 mod extents;
 mod inject;
@@ -19,6 +21,7 @@ mod zero;
 #[cfg(any(test, fuzzing))]
 pub(crate) use vma::fuzz as fuzz_maps;
 
+pub use buffer::PageBuffer;
 pub use digest::{Digest, PageHashes};
 pub use extents::{Extent, data_chunks, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};

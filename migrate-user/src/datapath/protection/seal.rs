@@ -42,7 +42,7 @@ impl Sealer {
         path: &FramePath,
         header: FrameHeader,
     ) -> Result<usize, NonceReused> {
-        self.finish(buffer, path, header, None)
+        self.finish(buffer, path, header, &[])
     }
 
     /// The same of a frame whose payload lies elsewhere: only its descriptors are in `buffer`. Whoever holds `payload` may change it
@@ -57,26 +57,21 @@ impl Sealer {
         header: FrameHeader,
         payload: &[u8],
     ) -> Result<usize, NonceReused> {
-        if self.seals_over() {
-            return self.finish(buffer, path, header, Some(payload));
-        }
-        let at = path.len() + HEADER_LEN + header.body_len() - payload.len();
-        buffer[at..at + payload.len()].copy_from_slice(payload);
-        self.finish(buffer, path, header, None)
+        self.finish(buffer, path, header, payload)
     }
 
-    /// Whether a payload elsewhere is encrypted from where it lies. The library does that as fast for AES alone.
-    fn seals_over(&self) -> bool {
+    /// Whether [`complete_with`](Self::complete_with) spares a copy: the library encrypts from elsewhere as fast as in place with AES alone.
+    pub fn spares_a_copy(&self) -> bool {
         matches!(&self.protection, Protection::Sealed(key) if key.cipher() != Cipher::ChaCha20Poly1305)
     }
 
-    /// Completes a frame of which all is in `buffer`, or all but its `payload`, which is to be encrypted.
+    /// Completes a frame of which all is in `buffer` but the last bytes of its body, which are `payload`.
     fn finish(
         &mut self,
         buffer: &mut [u8],
         path: &FramePath,
         mut header: FrameHeader,
-        payload: Option<&[u8]>,
+        payload: &[u8],
     ) -> Result<usize, NonceReused> {
         header.guard = self.protection.guard();
         header.checksum = 0;
@@ -88,6 +83,8 @@ impl Sealer {
         frame[..HEADER_LEN].copy_from_slice(&head);
         match &self.protection {
             Protection::Checksum => {
+                let missing = frame.len() - payload.len();
+                frame[missing..].copy_from_slice(payload);
                 let checksum = crc32c(frame);
                 frame[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
             }
@@ -98,7 +95,6 @@ impl Sealer {
                     return Err(reused);
                 }
                 self.last = Some((epoch, sequence));
-                let payload = payload.unwrap_or_default();
                 let (body, rest) = frame[HEADER_LEN..].split_at_mut(header.body_len() - payload.len());
                 let nonce = Nonce::assume_unique_for_key(nonce(&header));
                 // The library refuses only bodies of gigabytes.

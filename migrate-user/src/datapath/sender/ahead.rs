@@ -5,10 +5,10 @@ use std::iter::Peekable;
 use migrate_common::PAGE_SIZE;
 
 use super::Pages;
-use crate::memory::{BackendPage, MemoryError};
+use crate::memory::{BackendPage, MemoryError, PageBuffer, is_zero};
 
-/// Pages read at once, at most, ahead of their frames. With as many the kernel's cost of a call is small beside that of copying, and
-/// they are still in the cache when they are made into frames.
+/// Pages read at once, at most, ahead of their frames: as many full frames as that makes. The kernel's cost of a call is small then beside
+/// that of copying, and the pages are still in the cache when they are made into frames.
 const AT_ONCE: usize = 16;
 /// Pages that are read to where they are wanted: to read more at once spares less than copying them once more costs.
 const ENOUGH: usize = 8;
@@ -23,19 +23,30 @@ pub(super) struct ReadPage<'a> {
     pub content: &'a [u8],
 }
 
+/// Pages for a full frame, none of them zero.
+pub(super) struct FullFrame<'a> {
+    /// Their numbers, and where they lie.
+    pub pages: &'a [(u64, BackendPage)],
+    /// Their bytes, one behind the other; `None` when they are to be taken from the mapping where the first lies.
+    pub content: Option<&'a [u8]>,
+}
+
 /// The pages that a lane sends in a round, ascending.
 pub(super) struct Ahead<I: Iterator<Item = u64>> {
     numbers: Peekable<I>,
     /// What was read and not yet taken is `read[next..]`, each with its content at its index.
     read: Vec<(u64, BackendPage)>,
     next: usize,
-    content: Vec<u8>,
+    content: PageBuffer,
 }
 
 impl<I: Iterator<Item = u64>> Ahead<I> {
-    pub(super) fn new(numbers: I) -> Self {
-        let content = vec![0; AT_ONCE * PAGE_SIZE];
-        Self { numbers: numbers.peekable(), read: Vec::with_capacity(AT_ONCE), next: 0, content }
+    /// For frames that take `per_frame` whole pages; 0 where a page takes several frames.
+    pub(super) fn new(numbers: I, per_frame: usize) -> Self {
+        let per_frame = per_frame.max(1);
+        let at_once = per_frame * (AT_ONCE / per_frame).max(1);
+        let content = PageBuffer::new(at_once);
+        Self { numbers: numbers.peekable(), read: Vec::with_capacity(at_once), next: 0, content }
     }
 
     /// Whether all pages were taken.
@@ -71,43 +82,66 @@ impl<I: Iterator<Item = u64>> Ahead<I> {
         Ok(Some(ReadPage { number, place, content }))
     }
 
-    /// Takes the next `count` pages without their content when they follow each other in memory of huge pages, and none of them is
-    /// zero: then they may be sent from where they lie. Returns the first. Else `None`, and what was looked at comes next.
+    /// Takes the next `count` pages, for one full frame, with their content where it is now: as it was read ahead, or, if `mapped` allows
+    /// that, in memory of huge pages, when they follow each other there. `None`, and nothing is taken, when there are not as many, or
+    /// one of them is zero.
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub(super) fn take_run(
+    pub(super) fn take_full(
         &mut self,
         pages: &Pages<'_>,
         count: usize,
-    ) -> Result<Option<(u64, BackendPage)>, MemoryError> {
-        let Some(&first) = self.numbers.peek().filter(|_| self.next == self.read.len() && count <= AT_ONCE)
-        else {
+        mapped: bool,
+    ) -> Result<Option<FullFrame<'_>>, MemoryError> {
+        if self.next == self.read.len() {
+            if mapped && self.find_mapped(pages, count)? {
+                return Ok(Some(FullFrame { pages: &self.read, content: None }));
+            }
+            if self.next == self.read.len() {
+                self.fill(pages)?;
+            }
+        }
+        let from = self.next;
+        let until = from + count;
+        if until > self.read.len() {
             return Ok(None);
-        };
+        }
+        let content = &self.content[from * PAGE_SIZE..until * PAGE_SIZE];
+        if content.chunks_exact(PAGE_SIZE).any(is_zero) {
+            return Ok(None);
+        }
+        self.next = until;
+        Ok(Some(FullFrame { pages: &self.read[from..until], content: Some(content) }))
+    }
+
+    /// Looks whether the next `count` pages follow each other in memory of huge pages, and none is zero. Then they are taken, without
+    /// their content; else they are read ahead.
+    fn find_mapped(&mut self, pages: &Pages<'_>, count: usize) -> Result<bool, MemoryError> {
+        let Some(&first) = self.numbers.peek() else { return Ok(false) };
         let start = pages.layout.locate(first);
         let mapping = &pages.mappings[usize::from(start.backend)];
-        if !mapping.is_huge() {
-            return Ok(None);
+        if !mapping.is_huge() || count * PAGE_SIZE > self.content.len() {
+            return Ok(false);
         }
         self.read.clear();
         self.next = 0;
-        let next = self.numbers.by_ref().take(count);
-        self.read.extend(next.map(|number| (number, pages.layout.locate(number))));
+        let numbers = self.numbers.by_ref().take(count);
+        self.read.extend(numbers.map(|number| (number, pages.layout.locate(number))));
         let follows = |(index, &(_, place)): (usize, &(u64, BackendPage))| {
             place == BackendPage { page: start.page + index as u64, ..start } && !mapping.is_zero(place.page)
         };
         if self.read.len() == count && self.read.iter().enumerate().all(follows) {
-            self.read.clear();
-            return Ok(Some((first, start)));
+            self.next = count;
+            return Ok(true);
         }
-        for ((_, place), to) in self.read.iter().zip(self.content.chunks_exact_mut(PAGE_SIZE)) {
+        for (&(_, place), to) in self.read.iter().zip(self.content.chunks_exact_mut(PAGE_SIZE)) {
             if let Err(error) = pages.mappings[usize::from(place.backend)].read(place.page, 0, to) {
                 self.read.clear();
                 return Err(error);
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Copies the next pages into `to`, as many as it has room for or fewer, and adds them to `taken`: none when there are no more.
@@ -179,7 +213,7 @@ mod tests {
     use crate::memory::{Access, AtomicPageSet, Backend, Mapping, RamLayout};
 
     #[test]
-    fn only_full_runs_of_huge_pages_without_zeros_go_from_where_they_lie() {
+    fn full_frames_are_of_pages_read_ahead_or_of_a_run_in_huge_pages() {
         let sizes = [20u64, 12];
         let layout = RamLayout::new(
             sizes.map(|pages| Backend { id: "ram".into(), size: pages * PAGE_SIZE as u64 }).into(),
@@ -188,7 +222,7 @@ mod tests {
             let mappings = sizes.map(|pages| {
                 let file = tempfile::tempfile_in("/dev/shm").unwrap();
                 file.set_len(pages * PAGE_SIZE as u64).unwrap();
-                Mapping::new(file, "ram of a test".into(), Access::Write).unwrap().as_if_huge(huge)
+                Mapping::new(file, "ram of a test".into(), Access::Write).unwrap().taken_for_huge(huge)
             });
             for number in (0..32).filter(|&number| number != 9) {
                 let place = layout.locate(number);
@@ -197,13 +231,18 @@ mod tests {
             let sent = AtomicPageSet::new(32);
             let pages = Pages { layout: &layout, mappings: &mappings, sent: &sent, hashes: None };
             // 9 is zero, 14 is not of the round, and the second backend begins with 20.
-            let mut source = Ahead::new((0..32).filter(|&number| number != 14));
-            let (mut runs, mut came) = (Vec::new(), Vec::new());
+            let mut source = Ahead::new((0..32).filter(|&number| number != 14), 4);
+            let (mut lying, mut read, mut came) = (Vec::new(), Vec::new(), Vec::new());
             while !source.is_empty() {
-                if let Some((first, place)) = source.take_run(&pages, 4).unwrap() {
-                    assert_eq!(place, layout.locate(first));
-                    runs.push(first);
-                    came.extend(first..first + 4);
+                if let Some(full) = source.take_full(&pages, 4, huge).unwrap() {
+                    assert_eq!(full.pages.len(), 4);
+                    for (index, &(number, place)) in full.pages.iter().enumerate() {
+                        assert_eq!(place, layout.locate(number));
+                        let page = full.content.map(|content| &content[index * PAGE_SIZE..][..PAGE_SIZE]);
+                        assert!(page.is_none_or(|page| page.iter().all(|&byte| byte == number as u8 + 1)));
+                        came.push(number);
+                    }
+                    if full.content.is_some() { &mut read } else { &mut lying }.push(full.pages[0].0);
                     continue;
                 }
                 let (mut to, mut taken) = ([0; 4 * PAGE_SIZE], Vec::new());
@@ -217,7 +256,9 @@ mod tests {
             }
             assert!(came.iter().copied().eq((0..32).filter(|&number| number != 14)), "{came:?}");
             // 8 to 11 hold a zero page, 12 to 16 have a gap, 17 to 20 are in two backends, and 29 to 31 are too few.
-            assert_eq!(runs, if huge { &[0, 4, 21, 25][..] } else { &[] });
+            let expected: [&[u64]; 2] =
+                if huge { [&[0, 4, 21, 25], &[12, 17]] } else { [&[], &[0, 4, 12, 17, 21, 25]] };
+            assert_eq!([&lying[..], &read], expected);
         }
     }
 }

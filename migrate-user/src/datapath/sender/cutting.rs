@@ -56,38 +56,46 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         Ok(())
     }
 
-    /// One full frame of pages that are encrypted from where they lie. `false`, and nothing is done, where the next pages are not like
-    /// that.
-    pub(super) fn mapped_pages(
+    /// One full frame of pages that are encrypted from where they are, without being copied into it. `false`, and nothing is done, where
+    /// the next pages are not like that, or where it spares nothing.
+    pub(super) fn full_frame(
         &mut self,
         round: &mut Round<'_>,
         source: &mut Ahead<impl Iterator<Item = u64>>,
     ) -> Result<bool, SendError> {
-        // A hash must be of the bytes that are sent, and a sample is of a copy.
-        if round.pages.hashes.is_some() || self.packs.auto.wants_sample().is_some() {
+        if !self.sealer.spares_a_copy() {
             return Ok(false);
         }
+        let sampled = self.packs.auto.wants_sample();
+        // A hash must be of the bytes that are sent, and a sample is of bytes that stay.
+        let mapped = round.pages.hashes.is_none() && sampled.is_none();
         let capacity = self.config.frames.pages_per_frame;
-        let Some((first, start)) = source.take_run(&round.pages, capacity)? else { return Ok(false) };
-        let mapping = &round.pages.mappings[usize::from(start.backend)];
-        let descriptors_at = self.config.path.len() + HEADER_LEN;
+        let Some(full) = source.take_full(&round.pages, capacity, mapped)? else { return Ok(false) };
         self.wait_for_room(round)?;
         let number =
             FrameNumber { kind: FrameKind::Pages, epoch: round.epoch, sequence: round.result.frames };
+        let at = self.config.path.len() + HEADER_LEN;
         let len = self.queue(round.stop, number, |sealer, path, mut header, buffer| {
-            for index in 0..capacity {
-                let place = BackendPage { page: start.page + index as u64, ..start };
-                let at = descriptors_at + index * DESCRIPTOR_LEN;
-                buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&whole(place).to_bytes());
-                round.note(first + index as u64, place, false);
+            let descriptors = buffer[at..].chunks_exact_mut(DESCRIPTOR_LEN);
+            for (index, (&(number, place), descriptor)) in full.pages.iter().zip(descriptors).enumerate() {
+                descriptor.copy_from_slice(&whole(place).to_bytes());
+                round.sends(number, full.content.map(|content| &content[index * PAGE_SIZE..][..PAGE_SIZE]));
+                round.span(index == 0, number);
             }
-            round.span(true, first);
-            round.span(false, first + capacity as u64 - 1);
             header.descriptors = capacity as u16;
             header.payload = (capacity * PAGE_SIZE) as u32;
-            mapping.lend(start.page, capacity, |pages| sealer.complete_with(buffer, path, header, pages))
+            let (_, first) = full.pages[0];
+            let mapping = &round.pages.mappings[usize::from(first.backend)];
+            match full.content {
+                Some(content) => sealer.complete_with(buffer, path, header, content),
+                None => mapping
+                    .lend(first.page, capacity, |pages| sealer.complete_with(buffer, path, header, pages)),
+            }
         })?;
         self.sent(round, len)?;
+        if let (Some(codec), Some(content)) = (sampled, full.content) {
+            self.packs.sample(codec, &content[..capacity.min(SAMPLED) * PAGE_SIZE]);
+        }
         Ok(true)
     }
 

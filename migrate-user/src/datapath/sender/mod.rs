@@ -144,14 +144,14 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         self.window.begin(Instant::now());
         self.transit.begin();
         let mut round = Round::new(epoch, pages, stop, progress);
-        let mut source = Ahead::new(numbers);
+        let mut source = Ahead::new(numbers, self.config.frames.pages_per_frame);
         self.packs.auto.begin(Instant::now());
         while !source.is_empty() {
             if let Some(method) = self.packs.auto.method() {
                 self.packed_pages(&mut round, &mut source, method)?;
             } else if self.config.frames.frames_per_page == 1 {
                 if !self.direct_pages(&mut round, &mut source)?
-                    && !self.mapped_pages(&mut round, &mut source)?
+                    && !self.full_frame(&mut round, &mut source)?
                 {
                     self.whole_pages(&mut round, &mut source)?;
                 }

@@ -156,6 +156,15 @@ impl<'a> Round<'a> {
         self.note(page.number, page.place, zero)
     }
 
+    /// Notes that a page is sent that is not zero, with this content, or with what is in memory.
+    pub(super) fn sends(&mut self, number: u64, content: Option<&[u8]>) {
+        if let Some((hashes, content)) = self.pages.hashes.zip(content) {
+            hashes.note(number, content);
+        }
+        self.pages.sent.insert(number);
+        self.result.data_pages += 1;
+    }
+
     /// Notes what a page turned out to be. Whether there is something in it.
     pub(super) fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> bool {
         if !zero {
@@ -227,7 +236,7 @@ mod tests {
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         for room in 1..12 {
             let mut round = Round::new(1, pages, &stop, &progress);
-            let mut source = Ahead::new([0, 1, 2, 3, 4, 5, 6, 7, 9, 10].into_iter());
+            let mut source = Ahead::new([0, 1, 2, 3, 4, 5, 6, 7, 9, 10].into_iter(), 2);
             let mut came = Vec::new();
             while !source.is_empty() {
                 let (mut to, mut taken) = (vec![0xa5; room * PAGE_SIZE], Vec::new());
@@ -259,7 +268,7 @@ mod tests {
         let mut round = Round::new(1, pages, &stop, &progress);
         // Runs of 5 to 33 pages, and gaps between them.
         let wanted: Vec<u64> = (0..100).filter(|page| ![5, 6, 12, 46, 60].contains(page)).collect();
-        let mut source = Ahead::new(wanted.iter().copied());
+        let mut source = Ahead::new(wanted.iter().copied(), 2);
         let mut came = Vec::new();
         while !source.is_empty() {
             let number = if came.len() % 7 == 3 {
@@ -286,7 +295,7 @@ mod tests {
         let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
         let mut round = Round::new(1, pages, &stop, &progress);
         let (mut to, mut taken) = (vec![0; 11 * PAGE_SIZE], Vec::new());
-        let mut source = Ahead::new(0..11);
+        let mut source = Ahead::new(0..11, 2);
         round.take_pages(&mut source, &mut to, 2, &mut taken);
         assert_eq!(round.zero_runs.len(), 2);
         assert_eq!((taken.len(), source.take_number()), (1, Some(3)));
