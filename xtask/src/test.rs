@@ -97,8 +97,31 @@ impl Tally {
         }
         fuzz::make(fuzz::Build::Plain)?;
         let bound = fuzz::Bound { runs: Some(fuzz::BOUNDED), seconds: Some(fuzz::BOUNDED_SECONDS) };
-        for target in fuzz::TARGETS {
-            self.step(target, &mut fuzz::fuzzer(target, bound, fuzz::Build::Plain))?;
+        // Each takes one processor.
+        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+        for targets in fuzz::TARGETS.chunks(at_once) {
+            let start = |&target: &&'static str| {
+                let mut fuzzer = fuzz::fuzzer(target, bound, fuzz::Build::Plain);
+                // What it prints is little, and shown when it has ended.
+                let child = fuzzer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+                child
+                    .map(|child| (target, child))
+                    .with_context(|| format!("cannot start the fuzzer of {target}"))
+            };
+            let started: Vec<_> = targets.iter().map(start).collect();
+            for started in started {
+                let (target, child) = started?;
+                let output = child.wait_with_output()?;
+                println!("== {target}");
+                for text in [output.stdout, output.stderr] {
+                    print!("{}", String::from_utf8_lossy(&text));
+                }
+                if output.status.success() {
+                    self.passed += 1;
+                } else {
+                    self.failed += 1;
+                }
+            }
         }
         Ok(())
     }

@@ -1,15 +1,23 @@
 //! Sealing and opening against each other.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use migrate_common::wire::{
-    DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, PageDescriptor, TAG_LEN,
+use migrate_common::{
+    PAGE_SIZE,
+    wire::{DESCRIPTOR_LEN, FrameHeader, FrameKind, Guard, HEADER_LEN, Packing, PageDescriptor, TAG_LEN},
 };
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     datapath::{Datagram, Endpoint, FramePath},
+    memory::{Access, Mapping},
     xsk::Packet,
 };
 
@@ -95,6 +103,48 @@ fn opened(protection: Protection, pieces: &[&[u8]]) -> Option<Vec<u8>> {
         frame.payload(0, header.payload as usize).flatten().copied().collect()
     });
     opened.ok()
+}
+
+/// A guest writes while its pages are encrypted: were a byte looked at twice, the tag would not be that of what is sent.
+#[test]
+fn a_payload_that_changes_meanwhile_makes_a_frame_that_holds() {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(PAGE_SIZE as u64).unwrap();
+    let guest = Mapping::new(file.try_clone().unwrap(), "test".into(), Access::Write).unwrap();
+    let agent = Mapping::new(file, "test".into(), Access::Read).unwrap();
+    let stop = AtomicBool::new(false);
+    let (mut torn, mut broken) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for value in (0..=255).cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                guest.write(0, 0, &[value; PAGE_SIZE]);
+            }
+        });
+        let path = path(false);
+        let descriptor = PageDescriptor::Data { backend: 0, page: 5, offset: 0, length: PAGE_SIZE as u16 };
+        let mut sealers = [0, 1].map(|how| (protection(how), Sealer::new(protection(how))));
+        let begun = Instant::now();
+        for sequence in 0.. {
+            for (protection, sealer) in &mut sealers {
+                let mut buffer = vec![0; path.len() + HEADER_LEN + DESCRIPTOR_LEN + PAGE_SIZE + TAG_LEN];
+                let at = path.len() + HEADER_LEN;
+                buffer[at..at + DESCRIPTOR_LEN].copy_from_slice(&descriptor.to_bytes());
+                let sealed = agent.lend(0, 1, |page| {
+                    sealer.complete_with(&mut buffer, &path, header(sequence, page), page)
+                });
+                match sealed.ok().and_then(|_| opened(protection.clone(), &[&buffer])) {
+                    Some(page) => torn += u32::from(page.iter().any(|&byte| byte != page[0])),
+                    None => broken += 1,
+                }
+            }
+            if torn >= 1000 || begun.elapsed() > Duration::from_secs(10) {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(broken, 0);
+    assert!(torn > 0, "nothing was written meanwhile");
 }
 
 proptest! {
