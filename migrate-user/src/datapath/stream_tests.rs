@@ -2,6 +2,7 @@
 //! corrupts, and no kernel.
 
 mod direct;
+mod wire;
 
 use std::{
     collections::VecDeque,
@@ -17,6 +18,7 @@ use migrate_common::PAGE_SIZE;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
+use self::wire::{Faults, Wire, WireSink};
 use super::*;
 use crate::{
     memory::{Access, AtomicPageSet, Backend, Mapping, PageSet, RamLayout, Reservation},
@@ -24,88 +26,6 @@ use crate::{
 };
 
 const PORT: u16 = 4791;
-
-/// What the wire does to a frame, drawn from a seed.
-#[derive(Clone, Copy, Debug, Default)]
-struct Faults {
-    lose: u8,
-    duplicate: u8,
-    swap: u8,
-    corrupt: u8,
-}
-
-struct Wire {
-    receiver: Arc<Mutex<Demux>>,
-    faults: Arc<Mutex<Faults>>,
-    seed: u64,
-    held: Option<Vec<u8>>,
-    lost: u64,
-}
-
-impl Wire {
-    fn chance(&mut self, percent: u8) -> bool {
-        // xorshift64: any source of varied numbers will do.
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        self.seed % 100 < u64::from(percent)
-    }
-
-    fn deliver(&mut self, frame: &[u8]) {
-        let cut = frame.len().min(3840);
-        let pieces: Vec<&[u8]> =
-            if cut < frame.len() { vec![&frame[..cut], &frame[cut..]] } else { vec![frame] };
-        let mut receiver = self.receiver.lock().unwrap();
-        let damaged = receiver.damaged().load(Relaxed);
-        receiver.take(Datagram::in_ethernet(&Packet::new(&pieces), PORT).as_ref());
-        receiver.feedback(true);
-        self.lost += receiver.damaged().load(Relaxed) - damaged;
-    }
-
-    fn push(&mut self, mut frame: Vec<u8>) {
-        let faults = *self.faults.lock().unwrap();
-        if self.chance(faults.lose) {
-            self.lost += 1;
-            return;
-        }
-        if self.chance(faults.corrupt) {
-            let at = 42 + (self.seed as usize) % (frame.len() - 42);
-            frame[at] ^= 0x10;
-        }
-        if self.chance(faults.duplicate) {
-            self.deliver(&frame);
-        }
-        if self.held.is_none() && self.chance(faults.swap) {
-            self.held = Some(frame);
-            return;
-        }
-        self.deliver(&frame);
-        if let Some(held) = self.held.take() {
-            self.deliver(&held);
-        }
-    }
-}
-
-struct WireSink {
-    wire: Wire,
-    capacity: usize,
-}
-
-impl FrameSink for WireSink {
-    fn frame(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> std::io::Result<bool> {
-        // Old content, as in a reused slot: nothing may depend on zeroes.
-        let mut buffer = vec![0xa5; self.capacity];
-        let len = fill(&mut buffer);
-        if len > 0 {
-            buffer.truncate(len);
-            self.wire.push(buffer);
-        }
-        Ok(true)
-    }
-    fn flush(&mut self) -> std::io::Result<usize> {
-        Ok(0)
-    }
-}
 
 #[derive(Clone, Default)]
 struct Loop(Arc<Mutex<VecDeque<Feedback>>>);
