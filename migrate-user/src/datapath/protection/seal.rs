@@ -42,7 +42,12 @@ impl Sealer {
         path: &FramePath,
         header: FrameHeader,
     ) -> Result<usize, NonceReused> {
-        self.finish(buffer, path, header, &[])
+        self.complete_with(buffer, path, header, &[])
+    }
+
+    /// Whether [`complete_with`](Self::complete_with) spares a copy: the library encrypts from elsewhere as fast as in place with AES alone.
+    pub fn spares_a_copy(&self) -> bool {
+        matches!(&self.protection, Protection::Sealed(key) if key.cipher() != Cipher::ChaCha20Poly1305)
     }
 
     /// The same of a frame whose payload lies elsewhere: only its descriptors are in `buffer`. Whoever holds `payload` may change it
@@ -51,22 +56,6 @@ impl Sealer {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn complete_with(
-        &mut self,
-        buffer: &mut [u8],
-        path: &FramePath,
-        header: FrameHeader,
-        payload: &[u8],
-    ) -> Result<usize, NonceReused> {
-        self.finish(buffer, path, header, payload)
-    }
-
-    /// Whether [`complete_with`](Self::complete_with) spares a copy: the library encrypts from elsewhere as fast as in place with AES alone.
-    pub fn spares_a_copy(&self) -> bool {
-        matches!(&self.protection, Protection::Sealed(key) if key.cipher() != Cipher::ChaCha20Poly1305)
-    }
-
-    /// Completes a frame of which all is in `buffer` but the last bytes of its body, which are `payload`.
-    fn finish(
         &mut self,
         buffer: &mut [u8],
         path: &FramePath,

@@ -168,8 +168,7 @@ impl<'a> Round<'a> {
     /// Notes what a page turned out to be. Whether there is something in it.
     pub(super) fn note(&mut self, number: u64, place: BackendPage, zero: bool) -> bool {
         if !zero {
-            self.pages.sent.insert(number);
-            self.result.data_pages += 1;
+            self.sends(number, None);
             return true;
         }
         self.result.zero_pages += 1;
