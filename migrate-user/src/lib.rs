@@ -36,6 +36,7 @@ pub mod preflight;
 pub mod privileges;
 pub mod report;
 mod sync;
+pub mod terminal;
 pub mod vmm;
 #[expect(unsafe_code, reason = "rings and UMEM shared with the kernel")]
 pub mod xsk;

@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer against every parser of what comes from outside.
 //!
-//! The coverage that libFuzzer needs is a pass of every rustc's own LLVM, so the stable compiler does, without
-//! cargo-fuzz; libFuzzer itself is compiled from the sources in `libfuzzer-sys` and needs a C++ compiler.
+//! The stable compiler does, without cargo-fuzz: see `fuzz/instrument`. libFuzzer itself is compiled from the sources in
+//! `libfuzzer-sys` and needs a C++ compiler.
 
 use std::{
     path::PathBuf,
@@ -19,19 +19,10 @@ pub const TARGETS: [&str; 9] =
 pub const BOUNDED: u64 = 200_000;
 /// Longest that one target may take of these, s. The slowest needs less on a slow machine.
 pub const BOUNDED_SECONDS: u64 = 20;
-/// The instrumented build is for this target; naming it keeps build scripts and macros out of it.
+/// Naming the target keeps AddressSanitizer out of build scripts and macros.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// What cargo-fuzz gives to the compiler, without the sanitizer.
-const FLAGS: [&str; 6] = [
-    "--cfg fuzzing",
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-];
 
-/// What AddressSanitizer needs beside it. A flag that stable compilers know as well, and only hide.
+/// What AddressSanitizer needs. A flag that stable compilers know as well, and only hide.
 const ASAN_FLAG: &str = "-Zsanitizer=address";
 
 /// How the targets are compiled.
@@ -97,29 +88,33 @@ pub fn lacking(build: Build) -> Option<String> {
 pub fn make(build: Build) -> Result<()> {
     let mut command = cargo();
     command
-        .current_dir(home())
-        .args(["build", "--release", "--quiet", "--bins", "--target", TRIPLE, "--target-dir"])
-        .arg(target_dir(build));
-    match build {
-        Build::Plain => command.env("RUSTFLAGS", FLAGS.join(" ")),
-        Build::Asan => command
-            .env("RUSTFLAGS", [&FLAGS[..], &[ASAN_FLAG]].concat().join(" "))
-            .env("RUSTC_BOOTSTRAP", "1"),
-    };
+        .args(["build", "--release", "--quiet", "--package", "xferry-fuzz", "--bins"])
+        .env("RUSTC_WORKSPACE_WRAPPER", home().join("instrument"));
+    if build == Build::Asan {
+        command
+            .args(["--target", TRIPLE, "--target-dir"])
+            .arg(asan_dir())
+            .env("RUSTFLAGS", ASAN_FLAG)
+            .env("RUSTC_BOOTSTRAP", "1");
+    }
     cargo::must(&mut command)
 }
 
 /// A target's process, with the least priority: others may work here too.
 pub fn fuzzer(target: &str, bound: Bound, build: Build) -> Command {
-    let found = target_dir(Build::Plain).join("corpus").join(target);
+    let found = cargo::target_dir().join("fuzz").join("corpus").join(target);
     let artifacts = home().join("artifacts").join(target);
     for directory in [&found, &artifacts] {
         // If it cannot be made, libFuzzer says so with its name.
         let _ = std::fs::create_dir_all(directory);
     }
+    let program = match build {
+        Build::Plain => cargo::built(target),
+        Build::Asan => asan_dir().join(TRIPLE).join("release").join(target),
+    };
     let mut command = Command::new("nice");
     command
-        .arg(target_dir(build).join(TRIPLE).join("release").join(target))
+        .arg(program)
         // The first directory takes what is found; the repository's stays as it is.
         .arg(&found)
         .arg(home().join("corpus").join(target))
@@ -148,12 +143,9 @@ fn home() -> PathBuf {
     cargo::root().join("fuzz")
 }
 
-/// One for each build: cargo would compile everything anew when the flags change.
-fn target_dir(build: Build) -> PathBuf {
-    cargo::target_dir().join(match build {
-        Build::Plain => "fuzz",
-        Build::Asan => "fuzz-asan",
-    })
+/// Its own: all dependencies are compiled otherwise than for anything else.
+fn asan_dir() -> PathBuf {
+    cargo::target_dir().join("fuzz-asan")
 }
 
 fn parse(arguments: &[String]) -> Result<(Vec<&'static str>, Bound, Build)> {

@@ -7,9 +7,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
 use tokio::net::UnixStream;
-use xferry::{accounts, agent::ErrorAnswer};
+use xferry::{accounts, agent::ErrorAnswer, terminal};
 
 /// Longest answer that is taken, bytes. The longest real one is the status of a host with many VMs on their way.
 const MAX_ANSWER: usize = 64 << 20;
@@ -81,46 +80,12 @@ impl Client {
         if !status.is_success() {
             let message = serde_json::from_slice::<ErrorAnswer>(&body)
                 .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |answer| answer.error);
-            bail!("{}", harmless(&message));
+            bail!("{}", terminal::harmless(&message));
         }
         let understood = serde_json::from_slice(&body).and_then(|mut answer| {
-            make_harmless(&mut answer);
+            terminal::make_harmless(&mut answer);
             serde_json::from_value(answer)
         });
         understood.context("the agent's answer is not understood: is it of another version?")
-    }
-}
-
-/// Words of a peer, of QEMU, or (through QEMU's output) of a guest, without what would command a terminal.
-fn harmless(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && !"\n\t".contains(c) { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(shown).collect()
-}
-
-/// The same for all texts of an answer.
-fn make_harmless(answer: &mut Value) {
-    match answer {
-        Value::String(text) if text.contains(char::is_control) => *text = harmless(text),
-        Value::Array(items) => items.iter_mut().for_each(make_harmless),
-        Value::Object(fields) => fields.values_mut().for_each(make_harmless),
-        _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_commands_the_operators_terminal() {
-        let mut answer = serde_json::json!({
-            "notes": ["two\nlines\tand a tab", "\u{1b}]0;title\u{7}", {"said": "\u{9b}2J\r✓ all is well"}],
-            "n": 18_446_744_073_709_551_615_u64, "x": 0.1
-        });
-        make_harmless(&mut answer);
-        assert_eq!(answer["notes"][0], "two\nlines\tand a tab");
-        assert_eq!(answer["notes"][1], "\u{fffd}]0;title\u{fffd}");
-        assert_eq!(answer["notes"][2]["said"], "\u{fffd}2J\u{fffd}✓ all is well");
-        assert_eq!((answer["n"].as_u64(), answer["x"].as_f64()), (Some(u64::MAX), Some(0.1)));
     }
 }
