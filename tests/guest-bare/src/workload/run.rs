@@ -10,8 +10,10 @@ use super::report::{Counters, Mismatch};
 const BATCH: u64 = 256;
 /// Pages swept in one go.
 const SWEEP_CHUNK: usize = 256;
-/// Pages swept per second at most: a sweep a second up to 512 MiB.
+/// Pages swept per second at most,
 const SWEEP_RATE: u64 = 1 << 17;
+/// and sweeps: as many as reports.
+const SWEEPS_PER_SECOND: u64 = 10;
 /// After each chunk the sweep rests for so many times as long as the chunk took,
 const SWEEP_REST: u64 = 8;
 /// but for this part of a second at most: a chunk in which the VM was stopped seems to have taken very long.
@@ -53,7 +55,7 @@ pub struct Workload {
 impl Workload {
     /// Starts at the time `now`.
     pub fn new(area: Area, rate: Rate, ticks_per_second: u64, now: u64) -> Self {
-        let sweep_rate = (area.pages() as u64).min(SWEEP_RATE);
+        let sweep_rate = (area.pages() as u64 * SWEEPS_PER_SECOND).min(SWEEP_RATE);
         Workload {
             area,
             writes: match rate {
