@@ -50,10 +50,12 @@ fn leaving(scenario: &Scenario) -> Value {
 }
 
 fn wait_throttled(scenario: &Scenario) {
-    wait_for("a throttle", LIMIT, || {
-        Ok((leaving(scenario)["cpu-throttle-percentage"].as_u64() >= Some(20)).then_some(()))
-    })
-    .unwrap();
+    let mut seen = Value::Null;
+    let throttled = wait_for("a throttle", LIMIT, || {
+        seen = leaving(scenario);
+        Ok((seen["cpu-throttle-percentage"].as_u64() >= Some(20)).then_some(()))
+    });
+    throttled.unwrap_or_else(|error| panic!("{error:#}: {seen:#}"));
     assert!(is_throttled(scenario, Side::A));
 }
 
