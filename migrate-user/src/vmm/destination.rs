@@ -298,7 +298,9 @@ impl QemuDestination {
 
 /// Starts QEMU in a session of its own, so that it outlives the agent.
 fn start(command: &[String], log: &Path) -> std::io::Result<Started> {
-    let output = std::fs::File::create(log)?;
+    std::fs::File::create(log)?;
+    // Appending, so that it begins anew when somebody who rotates logs cuts it: QEMU never opens it again.
+    let output = std::fs::File::options().append(true).open(log)?;
     let mut process = Command::new(&command[0]);
     process
         .args(&command[1..])
@@ -349,6 +351,21 @@ fn last_words(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_cut_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("vm.log");
+        let script = r#"echo first; while [ -s "$0" ]; do sleep 0.01; done; echo second"#;
+        let command = ["sh", "-c", script, log.to_str().unwrap()].map(str::to_owned);
+        let mut started = start(&command, &log).unwrap();
+        while std::fs::read(&log).unwrap() != b"first\n" {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::fs::File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
+        assert!(started.child.wait().unwrap().success());
+        assert_eq!(std::fs::read(&log).unwrap(), b"second\n");
+    }
 
     #[test]
     fn last_words_are_few_and_plain() {
