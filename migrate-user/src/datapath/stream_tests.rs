@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use migrate_common::PAGE_SIZE;
@@ -72,6 +72,7 @@ struct Stream {
     receiver: Arc<Mutex<Demux>>,
     sender: LaneSender<WireSink, Loop>,
     faults: Arc<Mutex<Faults>>,
+    bandwidth: Bandwidth,
     epoch: u32,
     stalls: u32,
     unchanged: u64,
@@ -125,6 +126,7 @@ impl Stream {
         demux.open(Arc::clone(&inbound), 0);
         let receiver = Arc::new(Mutex::new(demux));
         let end = |n: u8| Endpoint { mac: [2, 0, 0, 0, 0, n], ip: [10, 0, 0, n].into() };
+        let bandwidth = Bandwidth::default();
         let config = LaneConfig {
             session: 77,
             lane: 0,
@@ -132,7 +134,7 @@ impl Stream {
             path: FramePath::new(end(1), end(2), 50_000, PORT),
             protection: protection(seed),
             window: 32,
-            bandwidth: Bandwidth::default(),
+            bandwidth: bandwidth.clone(),
             packings,
         };
         let faults = Arc::new(Mutex::new(faults));
@@ -153,6 +155,7 @@ impl Stream {
             receiver,
             sender: LaneSender::new(config, sink, feedback),
             faults,
+            bandwidth,
             epoch: 0,
             stalls: 0,
             unchanged: 0,
@@ -432,6 +435,20 @@ fn frames_of_a_closed_epoch_are_never_placed() {
     }
     assert_eq!(stream.inbound.figures()[0].stale, 1);
     stream.assert_equal();
+}
+
+/// Its window never closes, so that it waits for no word; it hears them while it pauses.
+#[test]
+fn a_lane_with_a_limit_measures_the_way_and_not_its_pauses() {
+    let mut stream = Stream::new(&[40], 9000, Faults::default(), 1);
+    (0..40).for_each(|page| stream.write(page, 7));
+    // 2 ms for each of 20 frames, which the window has room for.
+    stream.bandwidth.set(Some(4 << 20));
+    let begun = Instant::now();
+    stream.settle(stream.set(0..40));
+    let (took, way) = (begun.elapsed(), stream.sender.way().unwrap());
+    assert!(took > Duration::from_millis(30), "{took:?}");
+    assert!(way < took / 8, "{way:?} of {took:?}");
 }
 
 #[test]

@@ -243,10 +243,7 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         self.window.on_sent();
         self.transit.on_sent(round.result.frames);
         let pause = self.pacer.on_sent(len, Instant::now());
-        if !pause.is_zero() {
-            self.pause(pause)?;
-        }
-        Ok(())
+        self.pause(round, pause)
     }
 
     /// Lets `make` write a frame's body behind the headers and complete it, and queues the frame; `make` returns its length, 0 when
@@ -294,12 +291,19 @@ impl<S: FrameSink, F: FeedbackRx> LaneSender<S, F> {
         }
     }
 
-    fn pause(&mut self, pause: Duration) -> Result<(), SendError> {
+    /// Rests for so long, and hears meanwhile what the receiver says: how long frames take is measured by when it is heard.
+    fn pause(&mut self, round: &mut Round<'_>, pause: Duration) -> Result<(), SendError> {
         // Sleeping has a granularity of about 50 µs; shorter debts are left to grow.
-        if pause > Duration::from_micros(200) {
-            self.sink.flush()?;
-            std::thread::sleep(pause);
+        if pause <= Duration::from_micros(200) {
+            return Ok(());
         }
+        self.sink.flush()?;
+        let end = Instant::now() + pause;
+        // Whatever is no news may be there without end.
+        while self.hear(round, end.saturating_duration_since(Instant::now())) {
+            check(round.stop)?;
+        }
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
         Ok(())
     }
 
