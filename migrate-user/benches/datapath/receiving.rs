@@ -23,7 +23,7 @@ use xferry::{
         Cipher, Demux, Feedback, FeedbackTx, FrameLayout, FrameSource, Inbound, InboundSpec, Sealer,
         XskSource,
     },
-    memory::{Mapping, Reservation},
+    memory::{Mapping, Reservation, fence},
     xsk::{CHUNK_SIZE, Consumer, FilePart, JoinedMemory, Producer, RxQueue, Umem, ring_pair},
 };
 
@@ -73,7 +73,8 @@ fn cold(criterion: &mut Criterion, mtu: usize, guest: &Guest) {
         bencher.iter(|| {
             (0..)
                 .zip(memory.chunks(PAGE_SIZE))
-                .for_each(|(page, content)| guest.ram().write(page, 0, content))
+                .for_each(|(page, content)| guest.ram().write(page, 0, content));
+            fence();
         });
     });
     group.finish();
@@ -181,6 +182,7 @@ impl Guest {
                 self.ram().write(page, 0, content);
                 page += 1;
             }
+            fence();
             took += begun.elapsed();
         }
         took

@@ -21,7 +21,9 @@ use super::{
     packing::{Codec, Unpacker},
     protection::{Opener, Protection, Unproved},
 };
-use crate::memory::{BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation};
+use crate::memory::{
+    BackendPage, Mapping, MemoryError, PageHashes, RESERVE_CHUNK, RamLayout, Reservation, fence,
+};
 use crate::sync::lock;
 
 /// How often the last feedback is said again while nothing comes.
@@ -444,6 +446,7 @@ impl SessionReceiver {
         if let Err(error) = self.inbound.catch_up(&mut self.behind) {
             self.inbound.fail(error);
         }
+        fence();
         let arrivals = &self.inbound.arrivals;
         arrivals.add(self.queue, &mut self.tally);
         for (number, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.placed > 0) {

@@ -191,16 +191,31 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(from.as_ptr(), pages * PAGE_SIZE) }
     }
 
-    /// Copies bytes in, from `offset` of a page on; they may reach into the pages behind it.
+    /// Copies bytes in, from `offset` of a page on; they may reach into the pages behind it. This thread sees them at once, others
+    /// are sure to after a [`fence`](super::fence).
     ///
     /// # Panics
     /// When they do not lie within the file (the receiver checks what comes from the wire first) or the
     /// mapping is for reading.
     pub fn write(&self, page: u64, offset: usize, from: &[u8]) {
+        self.write_pieces(page, offset, from.len(), std::iter::once(from));
+    }
+
+    /// The same with bytes in pieces, `len` in all, one behind the other.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write), and when they are more.
+    pub fn write_pieces<'a>(
+        &self,
+        page: u64,
+        offset: usize,
+        len: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) {
         assert_eq!(self.access, Access::Write);
-        let to = self.at(page, offset, from.len());
-        // SAFETY: both ranges are valid for from.len() bytes and do not overlap: `from` is not of the mapping.
-        unsafe { past_the_cache(from.as_ptr(), to.as_ptr(), from.len()) };
+        let to = self.at(page, offset, len);
+        // SAFETY: `to` is valid for `len` bytes, and no piece is of the mapping.
+        unsafe { past_the_cache(pieces, to.as_ptr(), len) };
     }
 
     /// Fills a page with zeros.

@@ -22,6 +22,7 @@ mod zero;
 pub(crate) use vma::fuzz as fuzz_maps;
 
 pub use buffer::PageBuffer;
+pub use copy::fence;
 pub use digest::{Digest, PageHashes};
 pub use extents::{Extent, data_chunks, data_extents, existing_pages};
 pub use inject::{HELPER_ARGUMENT, Injector, help};

@@ -87,7 +87,7 @@ impl Reservation {
     }
 
     /// Places `pieces`, one behind the other, `len` bytes in all, from byte `start` on; in two chunks at most. Safe to call from
-    /// several threads.
+    /// several threads, which are sure to see each other's bytes after a [`fence`](super::fence).
     ///
     /// # Errors
     /// [`MemoryError::NoRoom`] when the file system is full.
@@ -108,11 +108,7 @@ impl Reservation {
         for page in spanned(start, len) {
             self.cover(mapping, page)?;
         }
-        let (page, mut offset) = (start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as usize);
-        for piece in pieces {
-            mapping.write(page, offset, piece);
-            offset += piece.len();
-        }
+        mapping.write_pieces(start / PAGE_SIZE as u64, (start % PAGE_SIZE as u64) as usize, len, pieces);
         Ok(())
     }
 
