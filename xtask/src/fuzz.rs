@@ -70,6 +70,9 @@ pub fn lacking(build: Build) -> Option<String> {
     if cargo::output("c++", &["--version"]).is_none() {
         return Some("fuzzing: no C++ compiler (c++; Debian: g++)".into());
     }
+    if build == Build::Plain {
+        return None;
+    }
     let directory = cargo::output("rustc", &["--print", "target-libdir", "--target", TRIPLE]);
     let files = directory.and_then(|directory| std::fs::read_dir(directory.trim()).ok());
     let Some(files) = files else {
@@ -78,10 +81,8 @@ pub fn lacking(build: Build) -> Option<String> {
     // `librustc-stable_rt.asan.a`; distributions may leave it out.
     let runtime = |name: &str| name.starts_with("librustc") && name.ends_with("_rt.asan.a");
     let mut names = files.flatten().map(|file| file.file_name());
-    if build == Build::Asan && !names.any(|name| name.to_str().is_some_and(runtime)) {
-        return Some("fuzzing: the compiler has no AddressSanitizer (rustup's compilers have one)".into());
-    }
-    None
+    let found = names.any(|name| name.to_str().is_some_and(runtime));
+    (!found).then(|| "fuzzing: the compiler has no AddressSanitizer (rustup's compilers have one)".into())
 }
 
 /// Builds all targets.

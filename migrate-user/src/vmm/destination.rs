@@ -14,7 +14,10 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::broadcast};
 use super::{
     DestinationVm, Destroyed, Event, Qmp, QmpError, VmDefinition, VmmError, VmmLimits, qmp::within, source,
 };
-use crate::files::{self, MAX_PROC};
+use crate::{
+    files::{self, MAX_PROC},
+    terminal,
+};
 
 const PIPE: &str = "xferry-state";
 /// Most bytes of a log that are looked at.
@@ -340,10 +343,8 @@ fn reap(mut child: Child) {
 /// stands there, and how much of it.
 fn last_words(log: &Path) -> String {
     let text = files::tail(log, LAST_WORDS).unwrap_or_default();
-    let shown = |line: &str| -> String {
-        line.trim().chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-    };
-    let lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(shown).collect();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines.map(terminal::harmless).collect();
     let tail = lines[lines.len().saturating_sub(3)..].join(" / ");
     if tail.is_empty() { "it printed nothing".into() } else { tail }
 }
