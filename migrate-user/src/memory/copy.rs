@@ -8,7 +8,8 @@ const LINE: usize = 64;
 /// after a [`fence`].
 ///
 /// Whole lines only: those in which one piece ends and the next begins are put together first. A part of a line would have to be written
-/// into the cache, for which the line is fetched from memory, and everything behind waits.
+/// into the cache, for which the line is fetched from memory, and everything behind waits. The loop is as it is because a straighter one,
+/// without the loop within, received a fifth less at MTU 65535.
 ///
 /// # Safety
 /// `to` is valid for `len` bytes, and no piece overlaps them.
@@ -23,28 +24,33 @@ pub(super) unsafe fn past_the_cache<'a>(
     let mut line = Line([0; LINE]);
     // Bytes of the line at `to` that are in `line` and not yet there.
     let mut held = 0;
-    for piece in pieces {
+    for mut piece in pieces {
         assert!(piece.len() + held <= len, "{} bytes, and room for {len}", piece.len() + held);
-        // What of it belongs to a line that has begun: with an earlier piece, or before all of them.
-        let open = if held > 0 { LINE - held } else { to.align_offset(LINE) };
-        let (now, rest) = piece.split_at(open.min(piece.len()));
-        if held > 0 {
-            line.0[held..held + now.len()].copy_from_slice(now);
-            held += now.len();
-            if held < LINE {
+        // Where the first piece begins within a line, and where the last one ended.
+        while !piece.is_empty() && (held > 0 || to.align_offset(LINE) > 0) {
+            let room = if held > 0 { LINE - held } else { to.align_offset(LINE) };
+            let (now, rest) = piece.split_at(room.min(piece.len()));
+            piece = rest;
+            if held == 0 {
+                // SAFETY: within `len`, by the assertion.
+                unsafe { write(now, &mut to, &mut len) };
                 continue;
             }
-            // SAFETY: a whole line within `len`; `to` is aligned, or nothing would have been held.
-            unsafe { stream(&line.0, &mut to, &mut len) };
-        } else {
-            // SAFETY: within `len`, by the assertion.
-            unsafe { write(now, &mut to, &mut len) };
+            line.0[held..held + now.len()].copy_from_slice(now);
+            held += now.len();
+            if held == LINE {
+                held = 0;
+                // SAFETY: a whole line within `len`; `to` is aligned, or nothing would have been held.
+                unsafe { stream(&line.0, &mut to, &mut len) };
+            }
         }
-        let (lines, rest) = rest.split_at(rest.len() / LINE * LINE);
-        // SAFETY: as above; `to` is aligned, or the piece has ended before.
-        unsafe { stream(lines, &mut to, &mut len) };
-        line.0[..rest.len()].copy_from_slice(rest);
-        held = rest.len();
+        let (lines, rest) = piece.split_at(piece.len() / LINE * LINE);
+        if !piece.is_empty() {
+            // SAFETY: as above.
+            unsafe { stream(lines, &mut to, &mut len) };
+            line.0[..rest.len()].copy_from_slice(rest);
+            held = rest.len();
+        }
     }
     // SAFETY: within `len`, by the assertion of the piece that was held.
     unsafe { write(&line.0[..held], &mut to, &mut len) };
@@ -71,7 +77,7 @@ unsafe fn write(bytes: &[u8], to: &mut *mut u8, len: &mut usize) {
 /// The same for whole lines, by non-temporal stores of SSE2, which every x86-64 has; wider ones are no faster.
 ///
 /// # Safety
-/// As [`write`], and `to` is aligned to a line, if there are any.
+/// As [`write`], and `to` is aligned to a line.
 #[cfg(target_arch = "x86_64")]
 unsafe fn stream(lines: &[u8], to: &mut *mut u8, len: &mut usize) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
